@@ -1,0 +1,68 @@
+// Compiler facts, decided once: exceptions, and the floating-point region that the numerics contract rests on.
+//
+// Everything that decides a byte or a product is written between NIBBLE_FP_BEGIN and NIBBLE_FP_END. Inside, whatever
+// flags the including file has (-ffast-math, -Ofast, -march=native), a multiply and an add are two roundings, a
+// division is a division, and nothing is reassociated. GCC 12 contracts even an intrinsic multiply and add into an fma
+// when the target has one; only a region-wide option stops that.
+//
+// Inside a region: no lambdas (they do not inherit the options) and no std:: arithmetic.
+// Finiteness is always tested on integer bits: no pragma brings back isnan() under -ffinite-math-only.
+#pragma once
+
+#include <cfloat>
+#include <cstddef>
+#include <cstdint>
+
+#include "version.hpp"
+
+#if !defined(__cplusplus) || (__cplusplus < 202002L && (!defined(_MSVC_LANG) || _MSVC_LANG < 202002L))
+#error "nibble needs C++20: compile with -std=c++20 or newer"
+#endif
+
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD > 0
+#error "nibble needs float arithmetic in float (FLT_EVAL_METHOD 0); on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "nibble supports little-endian machines only"
+#endif
+
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
+#define NIBBLE_HAS_EXCEPTIONS 1
+#else
+#define NIBBLE_HAS_EXCEPTIONS 0
+#endif
+
+#define NIBBLE_PRAGMA(text) _Pragma(#text)
+
+#if defined(__clang__)
+// contract(off) comes last: float_control(precise, on) turns contraction on.
+#define NIBBLE_FP_BEGIN                              \
+    NIBBLE_PRAGMA(float_control(push))               \
+    NIBBLE_PRAGMA(float_control(precise, on))        \
+    NIBBLE_PRAGMA(clang fp contract(off))
+#define NIBBLE_FP_END NIBBLE_PRAGMA(float_control(pop))
+#define NIBBLE_NOINLINE __attribute__((noinline))
+#define NIBBLE_INLINE inline __attribute__((always_inline))
+#elif defined(__GNUC__)
+#define NIBBLE_FP_BEGIN                  \
+    NIBBLE_PRAGMA(GCC push_options)      \
+    NIBBLE_PRAGMA(GCC optimize("no-fast-math", "fp-contract=off"))
+#define NIBBLE_FP_END NIBBLE_PRAGMA(GCC pop_options)
+#define NIBBLE_NOINLINE __attribute__((noinline))
+#define NIBBLE_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define NIBBLE_FP_BEGIN __pragma(float_control(precise, on, push)) __pragma(fp_contract(off))
+#define NIBBLE_FP_END __pragma(float_control(pop))
+#define NIBBLE_NOINLINE __declspec(noinline)
+#define NIBBLE_INLINE __forceinline
+#else
+#error "nibble knows how to pin floating-point options for GCC, clang and MSVC only"
+#endif
+
+namespace nibble {
+
+/// Rows, columns, positions and strides. The same type as Eigen::Index by default.
+using index = std::ptrdiff_t;
+
+}  // namespace nibble

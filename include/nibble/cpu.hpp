@@ -1,0 +1,93 @@
+// Which instruction sets this CPU has, and which one runs.
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+#include <span>
+#include <string_view>
+
+#include "detail/isa/levels.hpp"
+#include "error.hpp"
+
+#if NIBBLE_COMPILE_AVX2
+#include <cpuid.h>
+#endif
+
+namespace nibble {
+
+/// The levels that were compiled in, lowest first.
+[[nodiscard]] inline std::span<const isa> compiled_isas() noexcept {
+#define NIBBLE_ENTRY(name) isa::name,
+    static constexpr isa list[] = {NIBBLE_LEVELS(NIBBLE_ENTRY)};
+#undef NIBBLE_ENTRY
+    return list;
+}
+
+[[nodiscard]] constexpr const char* name_of(isa level) noexcept {
+    switch (level) {
+#define NIBBLE_ENTRY(name) \
+    case isa::name: return #name;
+        NIBBLE_LEVELS(NIBBLE_ENTRY)
+#undef NIBBLE_ENTRY
+    }
+    return "?";
+}
+
+namespace detail {
+
+[[nodiscard]] inline bool detect_avx2() noexcept {
+#if NIBBLE_COMPILE_AVX2
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0) return false;
+    constexpr unsigned fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+    if ((c & (fma | osxsave | avx | f16c)) != (fma | osxsave | avx | f16c)) return false;
+    unsigned low = 0, high = 0;  // XCR0: whether the operating system saves xmm and ymm
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 6u) != 6u) return false;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    return (b & (1u << 5)) != 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace detail
+
+/// Whether this CPU and its operating system can run a level.
+[[nodiscard]] inline bool is_supported(isa level) noexcept {
+    static const bool avx2 = detail::detect_avx2();
+    return level == isa::scalar || avx2;
+}
+
+namespace detail {
+
+[[nodiscard]] inline isa best_isa() noexcept {
+    isa best = isa::scalar;
+    for (const isa level : compiled_isas())
+        if (is_supported(level)) best = level;
+    // The environment variable can only lower the level: a name that this CPU lacks, or that nobody knows, changes nothing.
+    if (const char* wanted = std::getenv("NIBBLE_ISA"))
+        for (const isa level : compiled_isas())
+            if (std::string_view(wanted) == name_of(level) && is_supported(level)) best = level;
+    return best;
+}
+
+[[nodiscard]] inline std::atomic<isa>& isa_slot() noexcept {
+    static std::atomic<isa> slot{best_isa()};
+    return slot;
+}
+
+}  // namespace detail
+
+/// The level that products run at: the best of this CPU, unless the environment variable NIBBLE_ISA (read once) or
+/// set_active_isa says otherwise. Results do not depend on it.
+[[nodiscard]] inline isa active_isa() noexcept { return detail::isa_slot().load(std::memory_order_relaxed); }
+
+/// Makes every later call run at that level. Throws errc::unsupported if this CPU lacks it.
+inline void set_active_isa(isa level) {
+    if (!is_supported(level))
+        detail::fail(errc::unsupported, std::string("set_active_isa: this CPU has no ") + name_of(level));
+    detail::isa_slot().store(level, std::memory_order_relaxed);
+}
+
+}  // namespace nibble

@@ -1,0 +1,36 @@
+// 16 lanes of float in two ymm registers. No include guard: see foreach_level.hpp.
+
+struct lanes {
+    __m256 a, b;
+};
+
+inline constexpr int max_streams = 6;  // 12 accumulators, 2 values, 1 broadcast of 16 registers
+
+NIBBLE_INLINE lanes load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+NIBBLE_INLINE void store(float* p, lanes x) noexcept {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+NIBBLE_INLINE lanes set(float x) noexcept { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+NIBBLE_INLINE lanes zero() noexcept { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+NIBBLE_INLINE lanes multiply(lanes x, lanes y) noexcept { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+NIBBLE_INLINE lanes multiply_add_exact(lanes x, float s, lanes y) noexcept { return fma(x, set(s), y); }
+
+NIBBLE_INLINE __m256i low_digits(__m256 d0, __m256 d1) noexcept {
+    return _mm256_add_epi32(_mm256_cvttps_epi32(d0), _mm256_slli_epi32(_mm256_cvttps_epi32(d1), 8));
+}
+NIBBLE_INLINE __m256 join_three_half(__m256 d0, __m256 d1, __m256 d2) noexcept {
+    const __m256i e = low_digits(d0, d1);
+    const __m256i high = _mm256_add_epi32(_mm256_cvttps_epi32(d2), _mm256_srai_epi32(e, 16));
+    const __m256i low = _mm256_and_si256(e, _mm256_set1_epi32(0xffff));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), _mm256_set1_ps(65536.0f), _mm256_cvtepi32_ps(low));
+}
+NIBBLE_INLINE lanes join_two(lanes x, lanes y) noexcept {
+    return {_mm256_cvtepi32_ps(low_digits(x.a, y.a)), _mm256_cvtepi32_ps(low_digits(x.b, y.b))};
+}
+NIBBLE_INLINE lanes join_three(lanes x, lanes y, lanes z) noexcept {
+    return {join_three_half(x.a, y.a, z.a), join_three_half(x.b, y.b, z.b)};
+}

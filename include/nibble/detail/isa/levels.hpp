@@ -1,0 +1,33 @@
+// The instruction-set levels, in ascending order. One list: dispatch tables, tests and benchmarks derive from it.
+// A level is compiled where the compiler can target it; whether this CPU has it is asked once at run time (cpu.hpp).
+//
+//   level   needs                                     elsewhere
+//   scalar  nothing beyond the baseline               every compiler and CPU
+//   avx2    AVX2, FMA, F16C and the OS saving ymm     x86-64 with GCC or clang
+#pragma once
+
+#include "../../config.hpp"
+
+// Frozen to 0 or 1 here: inside a target region __AVX2__ means different things to different compilers.
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define NIBBLE_COMPILE_AVX2 1
+#else
+#define NIBBLE_COMPILE_AVX2 0
+#endif
+
+#if NIBBLE_COMPILE_AVX2
+#define NIBBLE_LEVELS(X) X(scalar) X(avx2)
+#else
+#define NIBBLE_LEVELS(X) X(scalar)
+#endif
+
+namespace nibble {
+
+/// An instruction-set level.
+enum class isa : std::uint8_t {
+#define NIBBLE_ENTRY(name) name,
+    NIBBLE_LEVELS(NIBBLE_ENTRY)
+#undef NIBBLE_ENTRY
+};
+
+}  // namespace nibble

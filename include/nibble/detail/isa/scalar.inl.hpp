@@ -1,0 +1,84 @@
+// 16 lanes of float for every CPU: four quads, which GCC and clang map to SSE or NEON registers, or plain arrays.
+// No include guard: see foreach_level.hpp.
+
+#if defined(__GNUC__)
+typedef float quad __attribute__((vector_size(16)));
+typedef std::int32_t quad_int __attribute__((vector_size(16)));
+NIBBLE_INLINE quad_int to_int(quad x) noexcept { return __builtin_convertvector(x, quad_int); }
+NIBBLE_INLINE quad to_float(quad_int x) noexcept { return __builtin_convertvector(x, quad); }
+NIBBLE_INLINE quad splat(float x) noexcept { return quad{x, x, x, x}; }
+#else
+struct quad {
+    float v[4];
+    float& operator[](int i) noexcept { return v[i]; }
+    float operator[](int i) const noexcept { return v[i]; }
+    friend quad operator*(quad a, quad b) noexcept { return {{a.v[0] * b.v[0], a.v[1] * b.v[1], a.v[2] * b.v[2], a.v[3] * b.v[3]}}; }
+    friend quad operator+(quad a, quad b) noexcept { return {{a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}}; }
+};
+NIBBLE_INLINE quad splat(float x) noexcept { return quad{{x, x, x, x}}; }
+#endif
+
+struct lanes {
+    quad a, b, c, d;
+};
+
+/// Streams that one pass over a sub-block can sum without running out of registers.
+inline constexpr int max_streams = 3;
+
+NIBBLE_INLINE quad load_quad(const float* p) noexcept {
+    quad q;
+    std::memcpy(&q, p, sizeof q);
+    return q;
+}
+NIBBLE_INLINE lanes load(const float* p) noexcept {
+    return {load_quad(p), load_quad(p + 4), load_quad(p + 8), load_quad(p + 12)};
+}
+NIBBLE_INLINE void store(float* p, lanes x) noexcept { std::memcpy(p, &x, sizeof x); }
+NIBBLE_INLINE lanes set(float x) noexcept { return {splat(x), splat(x), splat(x), splat(x)}; }
+NIBBLE_INLINE lanes zero() noexcept { return set(0.0f); }
+NIBBLE_INLINE lanes multiply(lanes x, lanes y) noexcept { return {x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
+
+/// x * s + y where the caller knows that neither step rounds.
+NIBBLE_INLINE lanes multiply_add_exact(lanes x, float s, lanes y) noexcept {
+    const quad q = splat(s);
+    return {x.a * q + y.a, x.b * q + y.b, x.c * q + y.c, x.d * q + y.d};
+}
+
+NIBBLE_INLINE quad fma_quad(quad x, quad y, quad z) noexcept {
+    quad r{};
+    for (int i = 0; i < 4; ++i) r[i] = fma_rounded(static_cast<double>(x[i]) * static_cast<double>(y[i]), z[i]);
+    return r;
+}
+/// x * y + z, rounded once.
+NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
+    return {fma_quad(x.a, y.a, z.a), fma_quad(x.b, y.b, z.b), fma_quad(x.c, y.c, z.c), fma_quad(x.d, y.d, z.d)};
+}
+
+/// RN(d0 + 256 d1) and RN(d0 + 256 d1 + 65536 d2) of exact integers below 2^23 (see product.inl.hpp).
+#if defined(__GNUC__)
+NIBBLE_INLINE quad join_two_quad(quad d0, quad d1) noexcept { return to_float(to_int(d0) + to_int(d1) * 256); }
+NIBBLE_INLINE quad join_three_quad(quad d0, quad d1, quad d2) noexcept {
+    const quad_int e = to_int(d0) + to_int(d1) * 256;
+    return fma_quad(to_float(to_int(d2) + (e >> 16)), splat(65536.0f), to_float(e & 0xffff));
+}
+#else
+NIBBLE_INLINE quad join_two_quad(quad d0, quad d1) noexcept {
+    quad r{};
+    for (int i = 0; i < 4; ++i) r[i] = static_cast<float>(static_cast<double>(d0[i]) + 256.0 * static_cast<double>(d1[i]));
+    return r;
+}
+NIBBLE_INLINE quad join_three_quad(quad d0, quad d1, quad d2) noexcept {
+    quad r{};
+    for (int i = 0; i < 4; ++i)
+        r[i] = static_cast<float>(static_cast<double>(d0[i]) + 256.0 * static_cast<double>(d1[i]) +
+                                  65536.0 * static_cast<double>(d2[i]));
+    return r;
+}
+#endif
+NIBBLE_INLINE lanes join_two(lanes x, lanes y) noexcept {
+    return {join_two_quad(x.a, y.a), join_two_quad(x.b, y.b), join_two_quad(x.c, y.c), join_two_quad(x.d, y.d)};
+}
+NIBBLE_INLINE lanes join_three(lanes x, lanes y, lanes z) noexcept {
+    return {join_three_quad(x.a, y.a, z.a), join_three_quad(x.b, y.b, z.b), join_three_quad(x.c, y.c, z.c),
+            join_three_quad(x.d, y.d, z.d)};
+}

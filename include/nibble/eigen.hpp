@@ -1,0 +1,99 @@
+// Eigen expressions to plain views: the one door between Eigen and the rest of the library.
+//
+// A matrix, map, block, row, transpose or Ref with memory of its own is read in place, whatever its strides and order.
+// Other expressions (A + B, A.cast<float>(), A * B) are evaluated once into a temporary.
+#pragma once
+
+#include <Eigen/Core>
+
+#include "view.hpp"
+
+namespace nibble {
+namespace detail {
+
+template <class Scalar>
+struct scalar_of;
+template <>
+struct scalar_of<float> {
+    static constexpr scalar_type value = scalar_type::f32;
+};
+template <>
+struct scalar_of<double> {
+    static constexpr scalar_type value = scalar_type::f64;
+};
+template <>
+struct scalar_of<Eigen::half> {
+    static constexpr scalar_type value = scalar_type::f16;
+};
+template <>
+struct scalar_of<Eigen::bfloat16> {
+    static constexpr scalar_type value = scalar_type::bf16;
+};
+
+template <class Scalar>
+concept weight_scalar = requires { scalar_of<std::remove_cv_t<Scalar>>::value; };
+
+template <class Derived>
+inline constexpr bool has_memory = (static_cast<int>(Eigen::internal::traits<Derived>::Flags) & Eigen::DirectAccessBit) != 0;
+
+}  // namespace detail
+
+/// An Eigen matrix, array or expression of them.
+template <class T>
+concept eigen_expression = std::is_base_of_v<Eigen::DenseBase<T>, T>;
+
+/// Holds a view of an Eigen expression for as long as the expression lives; evaluates it first if it has no memory.
+template <class Derived>
+class eigen_view {
+    static_assert(detail::weight_scalar<typename Derived::Scalar>,
+                  "nibble reads float, double, Eigen::half and Eigen::bfloat16; convert other scalars with .cast<float>()");
+    static constexpr bool in_place = detail::has_memory<Derived>;
+    struct nothing {
+        explicit nothing(const Derived&) {}
+    };
+    using plain = Eigen::Array<typename Derived::Scalar, Eigen::Dynamic, Eigen::Dynamic>;
+    struct evaluated {
+        plain values;
+        explicit evaluated(const Derived& e) {
+            if constexpr (std::is_base_of_v<Eigen::MatrixBase<Derived>, Derived>) values = e.array();
+            else values = e;
+        }
+    };
+
+public:
+    explicit eigen_view(const Eigen::DenseBase<Derived>& expression) : storage_(expression.derived()) {
+        if constexpr (in_place) fill(expression.derived());
+        else fill(storage_.values);
+    }
+    eigen_view(const eigen_view&) = delete;
+    eigen_view& operator=(const eigen_view&) = delete;
+
+    [[nodiscard]] const const_view& get() const noexcept { return view_; }
+
+private:
+    template <class E>
+    void fill(const E& e) noexcept {
+        view_.data = e.data();
+        view_.type = detail::scalar_of<typename E::Scalar>::value;
+        view_.rows = e.rows();
+        view_.cols = e.cols();
+        view_.row_stride = e.rowStride();
+        view_.col_stride = e.colStride();
+    }
+
+    std::conditional_t<in_place, nothing, evaluated> storage_;
+    const_view view_;
+};
+
+/// An Eigen matrix, map or block of floats to write to. Temporaries such as Y.col(3) or Y.leftCols(2) are welcome.
+template <class Derived>
+[[nodiscard]] float_view writable_view(const Eigen::DenseBase<Derived>& target) noexcept {
+    static_assert(std::is_same_v<typename Derived::Scalar, float>, "nibble writes float matrices");
+    static_assert(detail::has_memory<Derived>, "the output must be a matrix, a map or a block with memory of its own");
+    static_assert((static_cast<int>(Eigen::internal::traits<Derived>::Flags) & Eigen::LvalueBit) != 0,
+                  "the output is read-only");
+    const Derived& d = target.derived();
+    return {const_cast<float*>(d.data()), d.rows(), d.cols(), d.rowStride(), d.colStride()};
+}
+
+}  // namespace nibble
