@@ -2,7 +2,7 @@
 //
 //     Eigen::MatrixXf Y = Wq * X;                               // by value, compute::f32
 //     nibble::gemm(Wq, X, Y, {.compute = nibble::compute::a8}); // into storage of the caller
-//     Eigen::MatrixXf Z = T * Wq.transpose();                   // tokens as rows
+//     Eigen::MatrixXf Z = T * Wq.transpose();                  // tokens as rows
 //
 // Column j of the result depends on column j of X alone: the bits are those of Wq * X.col(j), on every instruction set.
 #pragma once
@@ -199,14 +199,6 @@ template <eigen_expression X>
     gemm(w, x, y);
     return y;
 }
-
-/// What qmatrix::transpose() gives: only a product makes sense of it.
-struct transposed_qmatrix {
-    qmatrix matrix;
-};
-
-/// Wq^T, to be multiplied from the left: X * transpose(Wq) with X of tokens x K gives tokens x N.
-[[nodiscard]] inline transposed_qmatrix transpose(const qmatrix& w) { return {w}; }
 
 /// X W^T by value: row i of the result is W times row i of X.
 template <eigen_expression X>

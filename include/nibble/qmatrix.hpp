@@ -201,6 +201,8 @@ inline void put_quad(std::uint8_t* panel, int bits, int row, index position, std
 
 }  // namespace detail
 
+struct transposed_qmatrix;
+
 /// A quantized matrix of N x K weights (out x in). A value: copies share the immutable weights and cost nothing.
 /// Made by quantize(), by a column_quantizer, or by a reader of checkpoint files.
 class qmatrix {
@@ -255,6 +257,9 @@ public:
         const index g = k / layout_.group;
         return detail::decode_weight(*format_, offset_, code(n, k), scale(n, g), offset(n, g));
     }
+
+    /// For products with tokens as rows: X * Wq.transpose() is tokens x N.
+    [[nodiscard]] transposed_qmatrix transpose() const;
 
     /// What groups [first, first + count) of a panel mean, as lines of 16 floats: the only code that knows how scales
     /// are stored. Rows past the end have scale 0. Offsets are 0 where there are none.
@@ -327,6 +332,13 @@ private:
     std::string name_;
     std::shared_ptr<const detail::aligned_bytes> bytes_;
 };
+
+/// A quantized matrix that stands transposed in a product.
+struct transposed_qmatrix {
+    qmatrix matrix;
+};
+
+inline transposed_qmatrix qmatrix::transpose() const { return {*this}; }
 
 inline double qmatrix::format_bits() const noexcept {
     const detail::layout& l = layout_;

@@ -115,7 +115,8 @@ public:
             default: {
                 float factor = 1.0f;
                 if (scheme_.storage == scale_storage::e4m3_f32) {
-                    factor = tensor_amax > 0.0f ? tensor_amax / (plan_.format->max_value * fp8_e4m3::format.max_value) : 1.0f;
+                    factor = tensor_amax / (plan_.format->max_value * fp8_e4m3::format.max_value);
+                    if (!(factor > 0.0f)) factor = 1.0f;  // all weights are zero, or so small that they become zero
                     builder_.set_tensor_scale(factor);
                 }
                 for (index r = 0; r < rows; ++r)
@@ -123,12 +124,17 @@ public:
                         store_direct(first_row + r, g, factor, scale[r * l.groups + g], offset[r * l.groups + g]);
             }
         }
+        if (plan_.rule.offset != offset_kind::zero_point) return;
+        for (index r = 0; r < rows; ++r)
+            for (index g = 0; g < l.groups; ++g)
+                builder_.set_offset(first_row + r, g, static_cast<std::uint32_t>(offset[r * l.groups + g]));
     }
 
     /// One group of a direct scheme.
     void store_group(index n, index g, float& scale, float& offset) {
         check(n, g, scale, offset);
         store_direct(n, g, 1.0f, scale, offset);
+        if (plan_.rule.offset == offset_kind::zero_point) builder_.set_offset(n, g, static_cast<std::uint32_t>(offset));
     }
 
 private:
@@ -148,6 +154,22 @@ private:
                                      name_of(scheme_.storage) + "; use f32 or bf16 scales");
     }
 
+    /// The largest weights that the stored numbers can mean must be floats: near FLT_MAX, 127 * f32(amax / 127) is not.
+    void check_values(index n, index g, float scale, float offset) const {
+        const code_format& f = *plan_.format;
+        const float last = static_cast<float>(f.code_count() - 1);
+        float low = -scale * f.max_value;
+        float high = scale * f.max_value;
+        if (plan_.rule.offset != offset_kind::none) {
+            low = decode_weight(f, plan_.rule.offset, 0, scale, offset);
+            high = plan_.rule.offset == offset_kind::minimum ? scale * last : scale * (last - offset);
+        }
+        if (is_finite_bits(bits_of(low)) && is_finite_bits(bits_of(high))) return;
+        fail(errc::out_of_range, "quantize: row " + std::to_string(n) + ", group " + std::to_string(g) + " of " + plan_.name +
+                                     " holds weights too close to the largest float: at scale " + value_text(scale) +
+                                     " some would decode to inf");
+    }
+
     void store_direct(index n, index g, float factor, float& scale, float& offset) {
         float wanted = scale;
         if (scheme_.storage == scale_storage::e4m3_f32)  // torchao: not below the smallest normal number of E4M3
@@ -157,16 +179,15 @@ private:
         if (!is_finite_bits(bits_of(decoded))) does_not_fit(n, g, "scale", scale);
         builder_.set_scale(n, g, stored);
         float decoded_offset = offset;
-        if (plan_.rule.offset == offset_kind::zero_point) {
-            builder_.set_offset(n, g, static_cast<std::uint32_t>(offset));
-        } else if (plan_.rule.offset != offset_kind::none) {
+        if (plan_.rule.offset == offset_kind::minimum || plan_.rule.offset == offset_kind::float_zero) {
             const std::uint32_t bits = encode_stored(scheme_.storage, offset);
             decoded_offset = decode_stored(scheme_.storage, bits);
             if (!is_finite_bits(bits_of(decoded_offset))) does_not_fit(n, g, name_of(plan_.rule.offset), offset);
             builder_.set_offset(n, g, bits);
         }
+        check_values(n, g, decoded * factor, decoded_offset);
         if (plan_.rule.unrounded_scale) return;
-        scale = scheme_.storage == scale_storage::e4m3_f32 ? decoded * factor : decoded;
+        scale = decoded * factor;
         offset = decoded_offset;
     }
 
@@ -179,7 +200,17 @@ private:
         offset += first;
         std::uint8_t codes[256];
         if (count > 256) fail(errc::unsupported, "quantize: at most 256 groups to one super-scale, not " + std::to_string(count));
+        if (plan_.rule.offset == offset_kind::minimum) {  // -dmin * code is never positive: such a group starts at zero
+            const float last = static_cast<float>(plan_.format->code_count() - 1);
+            for (index g = 0; g < count; ++g) {
+                if (!(offset[g] > 0.0f)) continue;
+                scale[g] += offset[g] / last;
+                offset[g] = 0.0f;
+            }
+        }
         if (scheme_.is_signed) {
+            if (plan_.rule.offset == offset_kind::minimum)
+                fail(errc::unsupported, "quantize: two_level scales with a minimum are unsigned; use two_level(bits, false, groups)");
             store_super_signed(n, s, first, count, scale, weight != nullptr ? weight + first : nullptr);
             return;
         }
@@ -256,7 +287,8 @@ private:
         return fp16_to_float(h);
     }
 
-    /// QLoRA double quantization of all scales of the tensor (spec/formats.md 3.7).
+    /// QLoRA double quantization of all scales of the tensor (spec/formats.md 3.7). As in bitsandbytes, codes are chosen
+    /// with the scales as they were before.
     void store_double(index first_row, index count, float* scale) {
         double sum = 0.0;
         for (index i = 0; i < count; ++i) sum += static_cast<double>(scale[i]);
@@ -277,7 +309,7 @@ private:
                 const unsigned code = encode_dynamic(t);
                 builder_.set_scale(first_row + i / groups, i % groups, code);
                 const float product = signed_dynamic_map.values[code] * absmax;
-                scale[i] = product + mean;
+                check_values(first_row + i / groups, i % groups, product + mean, 0.0f);
             }
         }
     }
@@ -529,7 +561,8 @@ private:
                 std::uint8_t* to = codes + l.group_begin(g);
                 const bool found_before = plan_.rule.from_values != nullptr && plan_.rule.encode != nullptr;
                 if (reload && found_before && l.block_rows == 1) choose(v, to);  // the search's codes were not kept
-                if (plan_.rule.keeps_codes != nullptr && plan_.rule.keeps_codes(plan_.rule.self, v)) continue;
+                if (l.block_rows != 1) std::fill_n(to, v.x.size(), std::uint8_t{0});  // a search has left none here
+                else if (plan_.rule.keeps_codes != nullptr && plan_.rule.keeps_codes(plan_.rule.self, v)) continue;
                 encode_group(plan_, v, {scale_[at], offset_[at]}, to);
             }
             builder_.set_row(p + r, codes);

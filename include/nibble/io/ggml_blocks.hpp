@@ -55,8 +55,8 @@ struct block_type {
     scale_scheme scheme = scales::f16;
     offset_kind offset = offset_kind::none;
     int group = 0;                 // elements that share a scale
-    plane low, high;               // codes: low | high << low.bits
-    plane scale_low, scale_high;   // stored scales of the groups (then the minima, Q2_K)
+    plane low = {}, high = {};              // codes: low | high << low.bits
+    plane scale_low = {}, scale_high = {};  // stored scales of the groups (then the minima, Q2_K)
     int d_at = -1;                 // fp16: the scale, or the super-scale
     int m_at = -1;                 // fp16: the minimum, or the super-minimum
     const char* matrix_name = "";  // of the qmatrix: the recipe with these bytes
@@ -282,10 +282,9 @@ struct defect {
     return {};
 }
 
-inline void fill_block(const block_type& t, const block& b, qmatrix_builder& out, index n, index first) noexcept {
-    const index cols = out.layout().cols;
-    const index count = std::min<index>(t.elements, cols - first);
-    for (index i = 0; i < count; ++i) out.set_code(n, first + i, b.code[i]);
+/// Stores the scales of a block in row n, from column `first` on.
+inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& out, index n, index first) noexcept {
+    const index count = std::min<index>(t.elements, out.layout().cols - first);
     const bool two_level = t.scheme.storage == scale_storage::two_level;
     if (two_level) {
         out.set_super(n, first / t.elements, b.d);
@@ -395,6 +394,7 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
                            size);
     if (b->format->decode == decode_class::wide) return detail::unpack_wide(*b, bytes, rows, cols);
     qmatrix_builder out(rows, cols, format_handle(*b->format), b->scheme, b->offset, per_group{b->group}, b->matrix_name);
+    std::vector<std::uint8_t> codes(rows == 0 ? 0 : static_cast<std::size_t>(row / b->bytes * b->elements));
     detail::block block;
     const std::uint8_t* at = bytes.data();
     for (index n = 0; n < rows; ++n) {
@@ -403,8 +403,10 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
             if (const detail::defect d = detail::find_defect(*b, block); d.text != nullptr)
                 return detail::bad(errc::malformed, detail::place(*b, n, first / b->elements) + ": " + d.text,
                                    static_cast<std::uint64_t>(at - bytes.data() + d.at));
-            detail::fill_block(*b, block, out, n, first);
+            std::memcpy(codes.data() + first, block.code, static_cast<std::size_t>(b->elements));
+            detail::fill_scales(*b, block, out, n, first);
         }
+        out.set_row(n, codes.data());
     }
     return std::move(out).finish();
 }

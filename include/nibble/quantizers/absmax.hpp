@@ -26,40 +26,34 @@ struct absmean {
         return {g.x.empty() ? 0.0f : static_cast<float>(sum / static_cast<double>(g.x.size())), 0.0f};
     }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float guarded = s.scale + (g.format.bits == 1 ? 0.0f : 1e-5f);
-        for (std::size_t i = 0; i < g.x.size(); ++i) {
-            const float t = guarded > 0.0f ? g.x[i] / guarded : 0.0f;
-            codes[i] = static_cast<std::uint8_t>(g.format.encode(g.format, t));
-        }
+        const float guarded = g.format.bits == 1 ? 1.0f : s.scale + 1e-5f;  // a sign is a sign at any scale
+        for (std::size_t i = 0; i < g.x.size(); ++i)
+            codes[i] = static_cast<std::uint8_t>(g.format.encode(g.format, g.x[i] / guarded));
     }
 };
 
 /// Ternary Weight Networks (Li and Liu 2016): codes are 0 for |w| <= 0.7 mean|w|, and the scale is the mean magnitude
-/// of the others, which is the least-squares scale for those codes. For ternary codes.
+/// of the others, which is the least-squares scale for those codes. For ternary codes. The threshold goes to encode()
+/// as the offset, which formats without an offset do not store: the group may be larger than what encode() sees.
 struct twn {
     static constexpr const char* name = "twn";
     [[nodiscard]] group_scale operator()(const group_view& g) const noexcept {
-        const float delta = threshold(g);
         double sum = 0.0;
+        for (const float x : g.x) sum += static_cast<double>(detail::magnitude(x));
+        const float delta = g.x.empty() ? 0.0f : static_cast<float>(0.7 * sum / static_cast<double>(g.x.size()));
+        sum = 0.0;
         std::size_t count = 0;
         for (const float x : g.x) {
             if (detail::magnitude(x) <= delta) continue;
             sum += static_cast<double>(detail::magnitude(x));
             ++count;
         }
-        return {count == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(count)), 0.0f};
+        return {count == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(count)), delta};
     }
-    void encode(const group_view& g, group_scale, std::uint8_t* codes) const noexcept {
-        const float delta = threshold(g);
+    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
+        const float delta = s.offset;
         for (std::size_t i = 0; i < g.x.size(); ++i)
             codes[i] = static_cast<std::uint8_t>(g.x[i] > delta ? 2 : g.x[i] < -delta ? 0 : 1);
-    }
-
-private:
-    [[nodiscard]] static float threshold(const group_view& g) noexcept {
-        double sum = 0.0;
-        for (const float x : g.x) sum += static_cast<double>(detail::magnitude(x));
-        return g.x.empty() ? 0.0f : static_cast<float>(0.7 * sum / static_cast<double>(g.x.size()));
     }
 };
 

@@ -40,8 +40,16 @@ NIBBLE_FP_BEGIN
 
 [[nodiscard]] inline int clamp_int(int x, int low, int high) noexcept { return x < low ? low : x > high ? high : x; }
 
+/// ggml's nearest_int: round to nearest even for |x| < 2^22. Beyond that, and for Inf and NaN, it is whatever the bits
+/// say, which is what ggml writes for blocks so small that 1 / scale overflows.
 [[nodiscard]] inline int nearest_int(float x) noexcept {
-    return static_cast<int>(round_even(clamp(x, -4194303.0f, 4194303.0f)));
+    const std::uint32_t u = bits_of(x + 12582912.0f);
+    return static_cast<int>(u & 0x007fffffu) - 0x00400000;
+}
+
+/// The nearest integer within low .. high (at most 2^22). For the codes of weights that the scale was not chosen from.
+[[nodiscard]] inline int nearest_within(float x, int low, int high) noexcept {
+    return static_cast<int>(round_even(clamp(x, static_cast<float>(low), static_cast<float>(high))));
 }
 
 /// The first value of largest magnitude, with its sign.
@@ -346,10 +354,10 @@ struct ggml_signed_max {
     [[nodiscard]] static bool keeps_codes(const group_view& g) noexcept { return !g.importance.empty(); }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
         const int half = 1 << (g.format.bits - 1);
-        const float inv = s.scale != 0.0f ? 1.0f / s.scale : 0.0f;
+        const float inv = detail::inverse(s.scale);
         for (std::size_t i = 0; i < g.x.size(); ++i) {
             const float t = g.x[i] * inv + (static_cast<float>(half) + 0.5f);
-            codes[i] = static_cast<std::uint8_t>(detail::clamp_int(static_cast<int>(t), 0, 2 * half - 1));
+            codes[i] = static_cast<std::uint8_t>(detail::clamp(t, 0.0f, static_cast<float>(2 * half - 1)));
         }
     }
 };
@@ -381,10 +389,10 @@ struct ggml_min_max {
     [[nodiscard]] static bool keeps_codes(const group_view& g) noexcept { return !g.importance.empty(); }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
         const int n = static_cast<int>(g.format.code_count()) - 1;
-        const float inv = s.scale != 0.0f ? 1.0f / s.scale : 0.0f;
+        const float inv = detail::inverse(s.scale);
         for (std::size_t i = 0; i < g.x.size(); ++i) {
             const float t = (g.x[i] - s.offset) * inv + 0.5f;
-            codes[i] = static_cast<std::uint8_t>(detail::clamp_int(static_cast<int>(t), 0, n));
+            codes[i] = static_cast<std::uint8_t>(detail::clamp(t, 0.0f, static_cast<float>(n)));
         }
     }
 };
@@ -398,7 +406,7 @@ struct ggml_absmax {
         return {detail::largest_magnitude(low, high) / 127.0f, 0.0f};
     }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = s.scale != 0.0f ? 1.0f / s.scale : 0.0f;
+        const float inv = detail::inverse(s.scale);
         for (std::size_t i = 0; i < g.x.size(); ++i)
             codes[i] = static_cast<std::uint8_t>(
                 detail::clamp_int(detail::round_away(detail::clamp(g.x[i] * inv, -128.0f, 127.0f)), -128, 127) + 128);
@@ -435,8 +443,7 @@ struct ggml_affine {
         if (s.scale == 0.0f) return;  // ggml keeps the codes of the search
         const int n = static_cast<int>(g.format.code_count()) - 1;
         for (std::size_t i = 0; i < g.x.size(); ++i)
-            codes[i] = static_cast<std::uint8_t>(
-                detail::clamp_int(detail::nearest_int((g.x[i] - s.offset) / s.scale), 0, n));
+            codes[i] = static_cast<std::uint8_t>(detail::nearest_within((g.x[i] - s.offset) / s.scale, 0, n));
     }
 };
 
@@ -468,8 +475,7 @@ struct ggml_symmetric {
         }
         const int half = 1 << (g.format.bits - 1);
         for (std::size_t i = 0; i < g.x.size(); ++i)
-            codes[i] = static_cast<std::uint8_t>(
-                detail::clamp_int(detail::nearest_int(g.x[i] / s.scale), -half, half - 1) + half);
+            codes[i] = static_cast<std::uint8_t>(detail::nearest_within(g.x[i] / s.scale, -half, half - 1) + half);
     }
 };
 
@@ -514,7 +520,7 @@ struct ggml_iq4 {
     /// The iq4_nl reference keeps the codes of its first pass, though the scale is refitted after it.
     [[nodiscard]] bool keeps_codes(const group_view& g) const noexcept { return tries < 0 && g.importance.empty(); }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = s.scale != 0.0f ? 1.0f / s.scale : 0.0f;
+        const float inv = detail::inverse(s.scale);
         for (std::size_t i = 0; i < g.x.size(); ++i)
             codes[i] = static_cast<std::uint8_t>(detail::encode_iq4_nl(g.format, inv * g.x[i]));
     }
@@ -583,7 +589,7 @@ struct ggml_ternary {
         return {detail::largest_magnitude(low, high), 0.0f};
     }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = s.scale != 0.0f ? 1.0f / s.scale : 0.0f;
+        const float inv = detail::inverse(s.scale);
         for (std::size_t i = 0; i < g.x.size(); ++i)
             codes[i] = static_cast<std::uint8_t>(
                 detail::clamp_int(detail::round_away(detail::clamp(g.x[i] * inv, -1.0f, 1.0f)), -1, 1) + 1);

@@ -95,7 +95,10 @@ bool call_keeps_codes(const void* self, const group_view& g) {
 
 NIBBLE_FP_BEGIN
 
-[[nodiscard]] constexpr float largest_magnitude(float low, float high) noexcept { return -low > high ? -low : high; }
+/// max|x| of numbers between low and high, never -0: a scale of -0 would be a code of its own in E4M3.
+[[nodiscard]] constexpr float largest_magnitude(float low, float high) noexcept {
+    return magnitude(-low > high ? low : high);
+}
 
 /// 1 / scale, and 0 where that is not a finite number: a group so small that its scale is zero or deep in the
 /// subnormal range decodes to zeros, not to Inf * 0.
