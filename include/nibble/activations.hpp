@@ -3,11 +3,11 @@
 // A sub-block is a group of the weights, cut at 256 columns where the group is longer; it depends on the group and K
 // alone. In each sub-block of each column
 //
-//   s_a = max(amax / L, 2^-110),  q = clamp(RNE(x * f32(1 / s_a)), -L, L),  L = 127, 32639, 8355711 for 1, 2, 3 digits,
+//   s_a = amax / L,  q = clamp(RNE(x * f32(1 / s_a)), -L, L),  L = 127, 32639, 8355711 for 1, 2, 3 digits,
 //
 // so x = s_a * q to half a step. A column (or matrix) of extreme magnitude is first scaled by a power of two, which is
 // undone at the output. Columns that a class cannot carry go to strict_f32:
-//   any class   NaN or Inf
+//   any class        NaN or Inf; a sub-block whose s_a is below 2^-110 and not zero (it would lose its low digits)
 //   f32 (3 digits)   a sub-block whose largest |q| stands above rests with mean |q| below 256, that is an outlier more
 //                    than about 2^15 times the mean of its 255 neighbours, which would lose their low bits to it
 // The test looks at the data alone, never at the CPU or the number of columns.
@@ -99,7 +99,12 @@ NIBBLE_FP_BEGIN
     for (index i = 0; i < n; ++i) amax = magnitude(x[i]) > amax ? magnitude(x[i]) : amax;
     constexpr float smallest = 7.7037197775489434e-34f;  // 2^-110
     scale = amax / limit;
-    if (scale < smallest) scale = smallest;
+    if (scale < smallest) {  // the streams stay zero
+        const bool zero = amax == 0.0f;
+        scale = 0.0f;
+        sum = 0.0f;
+        return zero;
+    }
     const float inv = 1.0f / scale;
     std::int64_t total = 0;
     std::int64_t absolute = 0;
@@ -124,7 +129,6 @@ NIBBLE_FP_BEGIN
             left = (left - digit) / 256;
         }
     }
-    if (amax == 0.0f) scale = 0.0f;
     sum = static_cast<float>(total) * scale;
     if (digits < 3 || !as_planes) return true;
     return rest <= 1 || absolute - largest >= 256 * (rest - 1);

@@ -20,7 +20,7 @@ NIBBLE_NOINLINE inline void dequantize_panel(const qmatrix& w, index panel, std:
     const index positions = l.cols == 0 ? 0 : l.position(l.cols - 1) / 4 * 4 + 4;
     codes.resize(static_cast<std::size_t>(positions * 16 * (wide ? 2 : 1)));
     active_kernels().unpack(w.panel(panel), l.bits, positions, codes.data());
-    const index live = std::min(panel_rows, l.rows - panel * panel_rows);
+    const index live = (std::min)(panel_rows, l.rows - panel * panel_rows);
     float scale[16];
     float offset[16];
     for (index g = 0; g < l.groups; ++g) {

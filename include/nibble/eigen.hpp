@@ -33,8 +33,10 @@ struct scalar_of<Eigen::bfloat16> {
 template <class Scalar>
 concept weight_scalar = requires { scalar_of<std::remove_cv_t<Scalar>>::value; };
 
+// Eigen 3.4 flags a(all, seq(0, 4, 2)) so, too, but gives it no data().
 template <class Derived>
-inline constexpr bool has_memory = (static_cast<int>(Eigen::internal::traits<Derived>::Flags) & Eigen::DirectAccessBit) != 0;
+inline constexpr bool has_memory = (static_cast<int>(Eigen::internal::traits<Derived>::Flags) & Eigen::DirectAccessBit) != 0 &&
+                                   requires(const Derived& d) { d.data(); };
 
 }  // namespace detail
 

@@ -30,7 +30,7 @@ struct code_format {
     const char* use_when = "";     ///< one line for people who choose
     int bits = 0;                  ///< 1 to 8, or 16
     decode_class decode = decode_class::integer;
-    float unit = 0.0f;             ///< > 0: every value is unit times an integer of at most 8 bits and a sign; 0: it is not
+    float unit = 0.0f;             ///< > 0: every value is unit times an integer of at most 8 bits; 0: products use the values as floats
     const float* values = nullptr; ///< value of every code [2^bits]; null for 16-bit formats
     float max_value = 0.0f;        ///< the value that an absmax quantizer gives to the largest weight
     float min_value = 0.0f;        ///< the smallest value that encode() returns the code of

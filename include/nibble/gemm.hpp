@@ -78,7 +78,7 @@ public:
             if (!x_.path.strict) multiply(b, first);
             if (!x_.strict_columns.empty()) multiply_strict(b, first);
         }
-        const index live = std::min(panel_rows, w_.rows() - panel * panel_rows);
+        const index live = (std::min)(panel_rows, w_.rows() - panel * panel_rows);
         for (index j = 0; j < x_.cols; ++j)
             if (!x_.path.strict) store(accumulator_.data() + 16 * j, live, panel, j, x_.exponent[static_cast<std::size_t>(j)], y);
         for (std::size_t s = 0; s < x_.strict_columns.size(); ++s)

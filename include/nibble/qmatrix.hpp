@@ -19,8 +19,9 @@
 #include <algorithm>
 #include <new>
 
-#include "quantizers/quantizer.hpp"
+#include "detail/fp_environment.hpp"
 #include "granularity.hpp"
+#include "quantizers/quantizer.hpp"
 #include "view.hpp"
 
 namespace nibble {
@@ -83,7 +84,7 @@ struct layout {
 
     [[nodiscard]] index position(index k) const noexcept { return k / group * padded_group + k % group; }
     [[nodiscard]] index group_begin(index g) const noexcept { return g * group; }
-    [[nodiscard]] index group_end(index g) const noexcept { return std::min(cols, (g + 1) * group); }
+    [[nodiscard]] index group_end(index g) const noexcept { return (std::min)(cols, (g + 1) * group); }
 };
 
 [[nodiscard]] constexpr index line_bytes(int bits, int lanes) noexcept {
@@ -105,9 +106,9 @@ struct layout {
     l.rows = rows;
     l.cols = cols;
     l.bits = code_bits;
-    l.group = std::max<index>(1, g.cols == 0 ? cols : std::min(g.cols, std::max<index>(1, cols)));
+    l.group = std::max<index>(1, g.cols == 0 ? cols : (std::min)(g.cols, std::max<index>(1, cols)));
     l.groups = ceil_div(cols, l.group);
-    l.block_rows = std::max<index>(1, g.rows == 0 ? rows : std::min(g.rows, std::max<index>(1, rows)));
+    l.block_rows = std::max<index>(1, g.rows == 0 ? rows : (std::min)(g.rows, std::max<index>(1, rows)));
     l.padded_group = ceil_div(l.group, 4) * 4;
     l.panels = ceil_div(rows, panel_rows);
     const index positions = cols == 0 ? 0 : (l.groups - 1) * l.padded_group + ceil_div(cols - (l.groups - 1) * l.group, 4) * 4;
@@ -241,21 +242,20 @@ public:
     /// The decoded scale of group g of row n.
     [[nodiscard]] float scale(index n, index g) const {
         check_group(n, g);
-        float s[panel_rows], o[panel_rows];
-        expand_scales(n / panel_rows, g, 1, s, o);
-        return s[n % panel_rows];
+        const detail::fp_environment environment;
+        return decoded_scale(n, g).scale;
     }
     /// The decoded offset of group g of row n: the zero point, the float zero or the minimum; 0 if there is none.
     [[nodiscard]] float offset(index n, index g) const {
         check_group(n, g);
-        float s[panel_rows], o[panel_rows];
-        expand_scales(n / panel_rows, g, 1, s, o);
-        return o[n % panel_rows];
+        const detail::fp_environment environment;
+        return decoded_scale(n, g).offset;
     }
     /// The decoded weight (n, k): exactly the value that the format defines.
     [[nodiscard]] float operator()(index n, index k) const {
-        const index g = k / layout_.group;
-        return detail::decode_weight(*format_, offset_, code(n, k), scale(n, g), offset(n, g));
+        check_element(n, k);
+        const detail::fp_environment environment;
+        return decoded_weight(n, k);
     }
 
     /// For products with tokens as rows: X * Wq.transpose() is tokens x N.
@@ -311,6 +311,9 @@ private:
         const int lane = layout_.lanes == 1 ? 0 : static_cast<int>(n % panel_rows);
         return bits < 8 ? detail::get_lane(p, bits, lane) : detail::load_bits(p + lane * (bits / 8), bits / 8);
     }
+    // Not inlined: their arithmetic belongs inside the fp_environment of the caller.
+    [[nodiscard]] group_scale decoded_scale(index n, index g) const noexcept;
+    [[nodiscard]] float decoded_weight(index n, index k) const noexcept;
     [[nodiscard]] double format_bits() const noexcept;
     void check_element(index n, index k) const {
         if (n < 0 || n >= rows() || k < 0 || k >= cols())
@@ -360,9 +363,9 @@ inline double qmatrix::format_bits() const noexcept {
 
 NIBBLE_FP_BEGIN
 
-inline void qmatrix::expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept {
+NIBBLE_NOINLINE inline void qmatrix::expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept {
     const detail::layout& l = layout_;
-    const index live = std::min(panel_rows, l.rows - panel * panel_rows);
+    const index live = (std::min)(panel_rows, l.rows - panel * panel_rows);
     const std::uint8_t* scale_line = data() + l.scales_at + (panel * l.groups + first) * l.scale_line;
     const std::uint8_t* offset_line = data() + l.offsets_at + (panel * l.groups + first) * l.offset_line;
     const int bytes = l.scale_bits / 8;
@@ -412,6 +415,18 @@ inline void qmatrix::expand_scales(index panel, index first, index count, float*
             offset[r] = r < live ? o : 0.0f;
         }
     }
+}
+
+NIBBLE_NOINLINE inline group_scale qmatrix::decoded_scale(index n, index g) const noexcept {
+    float s[panel_rows], o[panel_rows];
+    expand_scales(n / panel_rows, g, 1, s, o);
+    return {s[n % panel_rows], o[n % panel_rows]};
+}
+
+NIBBLE_NOINLINE inline float qmatrix::decoded_weight(index n, index k) const noexcept {
+    const group_scale s = decoded_scale(n, k / layout_.group);
+    const unsigned u = detail::get_code(panel(n / panel_rows), layout_.bits, static_cast<int>(n % panel_rows), layout_.position(k));
+    return detail::decode_weight(*format_, offset_, u, s.scale, s.offset);
 }
 
 NIBBLE_FP_END

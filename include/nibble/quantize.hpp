@@ -34,11 +34,11 @@ struct quantize_plan {
 /// What may be said besides the format.
 struct quantize_options {
     /// Another scale scheme than the format's own.
-    std::optional<scale_scheme> scale;
+    std::optional<scale_scheme> scale{};
     /// NaN and Inf in the weights.
     nibble::non_finite non_finite = nibble::non_finite::error;
     /// One weight >= 0 per column of W (an importance matrix): searching quantizers minimize importance * error^2.
-    std::span<const float> importance;
+    std::span<const float> importance{};
 };
 
 /// The plan of a recipe.
@@ -191,11 +191,11 @@ private:
         offset = decoded_offset;
     }
 
-    /// One super-group of a K-quant row (spec/formats.md 7.5 to 7.10, 7.18).
+    /// One super-group of a K-quant row, as quantize_row_q*_K of ggml stores it.
     void store_super(index n, index s, float* scale, float* offset, const float* weight) {
         const layout& l = builder_.layout();
         const index first = s * scheme_.span;
-        const index count = std::min(scheme_.span, l.groups - first);
+        const index count = (std::min)(scheme_.span, l.groups - first);
         scale += first;
         offset += first;
         std::uint8_t codes[256];
@@ -244,6 +244,9 @@ private:
         return largest > 0.0f ? largest / static_cast<float>(top) : 0.0f;
     }
 
+    /// -0 is kept for super-blocks that are zero as a whole (see ggml_symmetric::encode).
+    [[nodiscard]] static float not_minus_zero(float x) noexcept { return x == 0.0f ? 0.0f : x; }
+
     void store_super_signed(index n, index s, index first, index count, float* scale, const float* weight) {
         const int half = 1 << (scheme_.bits - 1);
         std::uint8_t codes[256];
@@ -252,7 +255,7 @@ private:
             const float decoded = set_super(n, s, d, false);
             for (index g = 0; g < count; ++g) {
                 builder_.set_scale(n, first + g, codes[g]);
-                scale[g] = decoded * static_cast<float>(static_cast<int>(codes[g]) - half);
+                scale[g] = not_minus_zero(decoded * static_cast<float>(static_cast<int>(codes[g]) - half));
             }
             return;
         }
@@ -276,7 +279,7 @@ private:
         for (index g = 0; g < count; ++g) {
             const int q = clamp_int(nearest_int(id * scale[g]), -half, half - 1);
             builder_.set_scale(n, first + g, static_cast<std::uint32_t>(q + half));
-            scale[g] = (keeps ? d : decoded) * static_cast<float>(q);
+            scale[g] = not_minus_zero((keeps ? d : decoded) * static_cast<float>(q));
         }
     }
 
@@ -287,7 +290,7 @@ private:
         return fp16_to_float(h);
     }
 
-    /// QLoRA double quantization of all scales of the tensor (spec/formats.md 3.7). As in bitsandbytes, codes are chosen
+    /// QLoRA double quantization of all scales of the tensor (Dettmers et al. 2023). As in bitsandbytes, codes are chosen
     /// with the scales as they were before.
     void store_double(index first_row, index count, float* scale) {
         double sum = 0.0;
@@ -297,7 +300,7 @@ private:
         const index groups = builder_.layout().groups;
         for (index s = 0; s * scheme_.span < count; ++s) {
             const index first = s * scheme_.span;
-            const index last = std::min(count, first + scheme_.span);
+            const index last = (std::min)(count, first + scheme_.span);
             float absmax = 0.0f;
             for (index i = first; i < last; ++i) {
                 const float a = magnitude(scale[i] - mean);
@@ -409,7 +412,7 @@ public:
         offset_.resize(most);
         if (!options_.importance.empty() && scheme_.storage == scale_storage::two_level) weight_.resize(most);
         for (index first = 0; first < l.rows; first += block) {
-            const index rows = std::min(block, l.rows - first);
+            const index rows = (std::min)(block, l.rows - first);
             if (l.block_rows == 1) choose_rows(first, rows);
             else choose_blocks(first, rows);
             writer_.store(first, rows, scale_.data(), offset_.data(), weight_.empty() ? nullptr : weight_.data(), amax_);
@@ -424,7 +427,7 @@ private:
     }
 
     void load(index first) {
-        const index rows = std::min(panel_rows, w_.rows - first);
+        const index rows = (std::min)(panel_rows, w_.rows - first);
         load_block(w_, first, rows, 0, w_.cols, tile_.data(), w_.cols);
         clean(tile_.data(), first, rows);
     }
@@ -466,10 +469,10 @@ private:
         const layout& l = builder_.layout();
         for (index p = first; p < first + rows; p += panel_rows) {
             load(p);
-            for (index r = 0; r < std::min(panel_rows, first + rows - p); ++r) {
+            for (index r = 0; r < (std::min)(panel_rows, first + rows - p); ++r) {
                 if (scheme_.storage == scale_storage::e4m3_f32) {
                     const range all = range_of(tile_row(r));
-                    amax_ = std::max(amax_, largest_magnitude(all.low, all.high));
+                    amax_ = (std::max)(amax_, largest_magnitude(all.low, all.high));
                 }
                 if (!options_.importance.empty()) row_squares_ = sum_of_squares(tile_row(r));
                 for (index g = 0; g < l.groups; ++g) {
@@ -488,7 +491,7 @@ private:
     void choose_blocks(index first, index rows) {
         const layout& l = builder_.layout();
         for (index top = first; top < first + rows; top += l.block_rows) {
-            const index bottom = std::min(top + l.block_rows, first + rows);
+            const index bottom = (std::min)(top + l.block_rows, first + rows);
             std::vector<group_scale> chosen(static_cast<std::size_t>(l.groups));
             if (plan_.rule.from_range != nullptr) {
                 std::vector<range> ranges(chosen.size());
@@ -500,7 +503,7 @@ private:
                         const auto begin = static_cast<std::size_t>(l.group_begin(g));
                         const range r = range_of({row.data() + begin, static_cast<std::size_t>(l.group_end(g)) - begin});
                         range& all = ranges[static_cast<std::size_t>(g)];
-                        all = n == top ? r : range{std::min(all.low, r.low), std::max(all.high, r.high)};
+                        all = n == top ? r : range{(std::min)(all.low, r.low), (std::max)(all.high, r.high)};
                     }
                 }
                 for (std::size_t g = 0; g < chosen.size(); ++g)
@@ -521,7 +524,7 @@ private:
             for (index n = first; n < first + rows; ++n) {
                 load_block(w_, n, 1, 0, w_.cols, row.data(), w_.cols);
                 const range all = range_of(row);
-                amax_ = std::max(amax_, largest_magnitude(all.low, all.high));
+                amax_ = (std::max)(amax_, largest_magnitude(all.low, all.high));
             }
         }
     }
@@ -552,7 +555,7 @@ private:
     void encode_panel(index first, index p, bool reload) {
         const layout& l = builder_.layout();
         if (reload || l.block_rows != 1) load(p);
-        for (index r = 0; r < std::min(panel_rows, l.rows - p); ++r) {
+        for (index r = 0; r < (std::min)(panel_rows, l.rows - p); ++r) {
             if (!options_.importance.empty()) row_squares_ = sum_of_squares(tile_row(r));
             std::uint8_t* codes = codes_.data() + static_cast<std::size_t>(r) * cols_;
             for (index g = 0; g < l.groups; ++g) {
@@ -572,7 +575,7 @@ private:
     void encode_wide(index p) {
         const layout& l = builder_.layout();
         load(p * panel_rows);
-        for (index r = 0; r < std::min(panel_rows, l.rows - p * panel_rows); ++r)
+        for (index r = 0; r < (std::min)(panel_rows, l.rows - p * panel_rows); ++r)
             for (index k = 0; k < l.cols; ++k)
                 builder_.set_code(p * panel_rows + r, k,
                                   plan_.format->encode(*plan_.format, tile_[static_cast<std::size_t>(r) * cols_ + static_cast<std::size_t>(k)]));
@@ -692,6 +695,9 @@ public:
           builder_(rows, cols, plan_.format, scheme_, plan_.rule.offset, plan_.group, plan_.name),
           importance_(options.importance.begin(), options.importance.end()) {
         check_quantize({nullptr, scalar_type::f32, 0, cols, cols, 1}, plan_, options).or_throw();
+        if (plan_.rule.whole_group)
+            detail::fail(errc::unsupported, std::string("column_quantizer: ") + plan_.rule.name +
+                                                " chooses the codes of a group together; use a rule that looks at one weight at a time");
         if (plan_.format->decode == decode_class::wide || builder_.layout().block_rows != 1)
             detail::fail(errc::unsupported, "column_quantizer: " + plan_.name + " has no scales of its own for each row; use groups of one row");
         const auto count = static_cast<std::size_t>(detail::checked_product(rows, builder_.layout().groups));
@@ -800,7 +806,7 @@ NIBBLE_NOINLINE inline void column_quantizer::choose(const const_view& w, index 
             detail::fail(errc::non_finite, "column_quantizer: W(" + std::to_string(n) + ", " + std::to_string(bad) + ") is " +
                                                detail::non_finite_name(row.data() + bad));
         const detail::range all = detail::range_of(row);
-        amax = std::max(amax, detail::largest_magnitude(all.low, all.high));
+        amax = (std::max)(amax, detail::largest_magnitude(all.low, all.high));
         const float squares = detail::sum_of_squares(row);
         for (index g = first; g < last; ++g) {
             const auto at = static_cast<std::size_t>(n * l.groups + g);

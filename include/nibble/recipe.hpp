@@ -81,11 +81,12 @@ inline constexpr nibble::ggml_ternary ternary{};
     X(q3_k,               int3,      (scales::two_level(6, true, 16)),  (granularity{1, 16}), symmetric, "GGUF, when q4_k does not fit") \
     X(q2_k,               int2,      (scales::two_level(4, false, 16)), (granularity{1, 16}), affine,    "GGUF, the last resort") \
     X(iq4_xs,             iq4_nl,    (scales::two_level(6, true, 8)),   (granularity{1, 32}), iq4_xs,    "GGUF, the best near 4.25 bits") \
+    X(ternary_twn,        ternary,   scales::f32,  (granularity{1, 0}),     twn,        "ternary without training, least squares") \
     X(tq2_0,              ternary,   scales::f16,  (granularity{1, 256}),   ternary,    "GGUF, weights that are ternary already") \
     X(nf4_double,         nf4,       scales::double_quantized, (granularity{1, 64}), absmax, "QLoRA: NF4 with quantized scales") \
     X(fp4_double,         fp4,       scales::double_quantized, (granularity{1, 64}), absmax, "bitsandbytes FP4 with quantized scales") \
-    X(fp8_per_tensor,     fp8_e4m3,  scales::f32,  (granularity{0, 0}),     absmax,     "FP8 checkpoints with one scale") \
     X(fp8_per_channel,    fp8_e4m3,  scales::f32,  (granularity{1, 0}),     absmax,     "FP8 checkpoints; outliers that int8 would clip") \
+    X(fp8_per_tensor,     fp8_e4m3,  scales::f32,  (granularity{0, 0}),     absmax,     "FP8 checkpoints with one scale") \
     X(fp8_block128,       fp8_e4m3,  scales::f32,  (granularity{128, 128}), absmax,     "DeepSeek FP8 checkpoints") \
     X(mxfp4,              fp4_e2m1,  scales::e8m0, (granularity{1, 32}),    mx,         "OCP MX, gpt-oss and accelerators") \
     X(mxfp4_ggml,         fp4_e2m1,  scales::e8m0, (granularity{1, 32}),    mxfp4,      "MXFP4 with ggml's rounding") \
@@ -93,12 +94,11 @@ inline constexpr nibble::ggml_ternary ternary{};
     X(mxfp6_e3m2,         fp6_e3m2,  scales::e8m0, (granularity{1, 32}),    mx,         "OCP MX, 6 bits, wider range") \
     X(mxfp8,              fp8_e4m3,  scales::e8m0, (granularity{1, 32}),    mx,         "OCP MX, 8 bits") \
     X(mxfp8_e5m2,         fp8_e5m2,  scales::e8m0, (granularity{1, 32}),    mx,         "OCP MX, 8 bits, wider range") \
-    X(nvfp4,              fp4_e2m1,  scales::e4m3_f32, (granularity{1, 16}), absmax,    "NVFP4 as torchao and ModelOpt write it") \
+    X(nvfp4,              fp4_e2m1,  scales::e4m3_f32, (granularity{1, 16}), absmax,    "NVFP4 as torchao writes it") \
     X(nvfp4_ggml,         fp4_e2m1,  scales::e4m3, (granularity{1, 16}),    nvfp4,      "NVFP4 with ggml's rounding, no tensor scale") \
     X(fp8_e5m2_per_channel,     fp8_e5m2,     scales::f32, (granularity{1, 0}), absmax, "wide-range FP8") \
     X(fp8_e4m3fnuz_per_channel, fp8_e4m3fnuz, scales::f32, (granularity{1, 0}), absmax, "FP8 for CDNA3 accelerators") \
     X(fp8_e5m2fnuz_per_channel, fp8_e5m2fnuz, scales::f32, (granularity{1, 0}), absmax, "wide-range FP8 for CDNA3 accelerators") \
-    X(ternary_twn,        ternary,   scales::f32,  (granularity{1, 0}),     twn,        "ternary without training, least squares") \
     X(bitnet_b158,        ternary,   scales::f32,  (granularity{0, 0}),     absmean,    "BitNet b1.58 checkpoints") \
     X(binary_g128,        binary,    scales::f16,  (granularity{1, 128}),   absmean,    "signs: retrieval, binary networks")
 
@@ -129,8 +129,10 @@ inline constexpr nibble::ggml_ternary ternary{};
     return nullptr;
 }
 
-/// The recipe that quantize<F>(W) uses for a code format: the first one listed with it. Null for user codebooks.
+/// The recipe that quantize<F>(W) uses for a code format: the one of the same name, else the first one listed with it.
+/// Null for user codebooks.
 [[nodiscard]] inline const recipe* default_recipe(const code_format& f) noexcept {
+    if (const recipe* same = find_recipe(f.name); same != nullptr && same->format == &f) return same;
     for (const recipe& r : recipes())
         if (r.format == &f) return &r;
     return nullptr;

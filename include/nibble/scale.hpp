@@ -112,7 +112,7 @@ constexpr void set_lane(std::uint8_t* line, int bits, int lane, unsigned value) 
     }
 }
 
-/// The signed dynamic map of bitsandbytes, 7 exponent levels (spec/formats.md 3.6), ascending. torch.linspace computes
+/// The signed dynamic map of bitsandbytes, 7 exponent levels, ascending. torch.linspace computes
 /// fma(step, i, start) in the first half and fma(-step, n - 1 - i, end) in the second; this does so in double, rounded
 /// once, which is what an fma is.
 struct dynamic_map {

@@ -6,11 +6,10 @@
 //   iq4_nl   ggml's non-linear table of small integers
 //
 // Encoding takes the nearest entry; the thresholds are the midpoints rounded once to float, and a value on a threshold
-// goes to the lower entry (bitsandbytes). iq4_nl keeps ggml's comparison of two distances, ties to the upper entry.
+// goes to the lower entry (bitsandbytes). In iq4_nl ties go to the upper entry (ggml).
 #pragma once
 
-#include <algorithm>
-
+#include "../detail/fp_environment.hpp"
 #include "../format.hpp"
 
 namespace nibble {
@@ -25,8 +24,8 @@ NIBBLE_FP_BEGIN
     return f.order[above];
 }
 
-/// ggml's best_index_int8 (spec/formats.md 7.10). The two rounded distances are compared, not t with a midpoint: near
-/// a tie they can be equal while t is still below it.
+/// ggml's best_index_int8: the nearer neighbour, a tie goes to the upper one. The two distances
+/// are rounded, but for this table and every float the outcome is that of the exact midpoints (a test sweeps them all).
 [[nodiscard]] inline unsigned encode_iq4_nl(const code_format& f, float t) noexcept {
     const float* v = f.values;
     if (t <= v[0]) return 0;
@@ -37,8 +36,6 @@ NIBBLE_FP_BEGIN
     const float up = v[upper] - t;
     return down < up ? upper - 1 : upper;
 }
-
-NIBBLE_FP_END
 
 struct codebook_order {
     std::array<std::uint8_t, 16> order{};
@@ -57,11 +54,22 @@ struct codebook_order {
         o.order[at] = static_cast<std::uint8_t>(i);
     }
     for (unsigned i = 0; i < 15; ++i) {
-        const double sum = static_cast<double>(values[o.order[i]]) + static_cast<double>(values[o.order[i + 1]]);
+        const float low = values[o.order[i]];
+        const float high = values[o.order[i + 1]];
+        const double sum = static_cast<double>(low) + static_cast<double>(high);
         o.thresholds[i] = static_cast<float>(sum * 0.5);  // the sum is exact or far below a float's last place
+        // The midpoint of adjacent floats may round onto the upper one, which must still encode to itself.
+        if (o.thresholds[i] >= high && low < high) o.thresholds[i] = low;
     }
     return o;
 }
+
+/// Not inlined: the compiler must not move its arithmetic out of the fp_environment around the call.
+[[nodiscard]] NIBBLE_NOINLINE inline codebook_order order_codebook_at_run_time(const std::array<float, 16>& values) noexcept {
+    return order_codebook(values);
+}
+
+NIBBLE_FP_END
 
 [[nodiscard]] constexpr code_format describe_codebook(const char* name, const char* use_when,
                                                       const std::array<float, 16>& values,
@@ -172,17 +180,18 @@ struct codebook {
         std::array<float, 16> table;
         detail::codebook_order sorted;
     };
-    float largest = 0.0f;
+    bool all_zero = true;
     for (unsigned i = 0; i < 16; ++i) {
         if (!detail::finite_in_memory(&values[i]))
             detail::fail(errc::non_finite, "make_codebook: entry " + std::to_string(i) + " of '" + name + "' is not finite");
-        largest = std::max(largest, detail::magnitude(values[i]));
+        all_zero = all_zero && (detail::bits_of(values[i]) & 0x7fffffffu) == 0;  // on bits: DAZ makes subnormals zero
     }
-    if (!(largest > 0.0f)) detail::fail(errc::invalid_argument, "make_codebook: all entries of '" + name + "' are zero");
+    if (all_zero) detail::fail(errc::invalid_argument, "make_codebook: all entries of '" + name + "' are zero");
+    const detail::fp_environment environment;  // the thresholds must not depend on the host's rounding mode
     auto book = std::make_shared<owned>();
     book->text = name;
     book->table = values;
-    book->sorted = detail::order_codebook(values);
+    book->sorted = detail::order_codebook_at_run_time(values);
     static_cast<code_format&>(*book) =
         detail::describe_codebook(book->text.c_str(), "a codebook of this program", book->table, book->sorted);
     return format_handle(std::shared_ptr<const code_format>(book, book.get()));

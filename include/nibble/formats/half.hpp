@@ -3,7 +3,7 @@
 //   fp16   s eeeee mmmmmmmmmm   bias 15, largest 65504, smallest 2^-24
 //   bf16   s eeeeeeee mmmmmmm   the high half of a float
 //
-// Encoding rounds to nearest even (spec/formats.md 4.3), on integers alone: no rounding mode, FTZ or fast-math flag of
+// Encoding rounds to nearest even, on integers alone: no rounding mode, FTZ or fast-math flag of
 // the host program changes a bit. bf16 NaN keeps its high payload bits and becomes quiet; fp16 NaN likewise.
 #pragma once
 
@@ -13,7 +13,7 @@ namespace nibble {
 
 /// The float with the bits of an IEEE binary16 number; exact.
 [[nodiscard]] constexpr float fp16_to_float(std::uint16_t h) noexcept {
-    const std::uint32_t sign = std::uint32_t{h & 0x8000u} << 16;
+    const std::uint32_t sign = (h & 0x8000u) << 16;
     const std::uint32_t exponent = (h >> 10) & 31u;
     std::uint32_t mantissa = h & 0x3ffu;
     if (exponent == 31) return detail::float_of(sign | 0x7f800000u | mantissa << 13);

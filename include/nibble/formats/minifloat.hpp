@@ -1,4 +1,4 @@
-// Small floating-point numbers of E exponent and M mantissa bits (spec/formats.md 4; OCP OFP8 and MX v1.0).
+// Small floating-point numbers of E exponent and M mantissa bits (OCP OFP8 and MX v1.0).
 //
 //   format           bits  s E M  bias  largest  special codes
 //   fp8_e4m3          8    1 4 3    7      448   7F, FF are NaN; no Inf (OFP8 E4M3, "E4M3FN")
@@ -177,8 +177,8 @@ struct e8m0 {
         if (code == 255) return detail::float_of(0x7fc00000u);
         return detail::power_of_two(static_cast<int>(code) - 127);
     }
-    /// Nearest power of two in the linear sense, ties (1.5 * 2^k) up. Zero and everything at most 2^-127 become 00;
-    /// negative numbers, NaN, Inf and overflow become FF.
+    /// Nearest power of two in the linear sense, ties (1.5 * 2^k) up. Zero and everything at most 2^-127 become 00, all
+    /// larger subnormal numbers 01; negative numbers, NaN, Inf and overflow become FF.
     [[nodiscard]] static constexpr unsigned encode(float x) noexcept {
         const std::uint32_t u = detail::bits_of(x);
         if (u > 0x7f800000u || u == 0x7f800000u) return u == 0x80000000u ? 0u : 255u;

@@ -68,7 +68,9 @@ namespace detail {
 
 /// The same between quotes.
 [[nodiscard]] inline std::string quoted(std::string_view text, std::size_t limit = 120) {
-    return "\"" + printable(text, limit) + "\"";
+    std::string out = "\"";  // append: GCC 12 sees an overlap in "..." + std::string at -O3
+    out.append(printable(text, limit)).append("\"");
+    return out;
 }
 
 [[nodiscard]] inline std::string quoted_path(const std::filesystem::path& path) {

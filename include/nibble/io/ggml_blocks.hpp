@@ -24,6 +24,7 @@
 
 namespace nibble::io::ggml {
 
+// clang-format off
 /// Every tensor type of ggml with its number in GGUF files. Numbers that are missing belong to types ggml has removed.
 enum class type : std::uint32_t {
     f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q5_0 = 6, q5_1 = 7, q8_0 = 8, q8_1 = 9,
@@ -32,77 +33,106 @@ enum class type : std::uint32_t {
     i8 = 24, i16 = 25, i32 = 26, i64 = 27, f64 = 28, iq1_m = 29, bf16 = 30, tq1_0 = 34, tq2_0 = 35,
     mxfp4 = 39, nvfp4 = 40, q1_0 = 41, q2_0 = 42,
 };
+// clang-format on
 
 namespace detail {
 
-/// Where unsigned numbers of `bits` bits lie: 8 / bits of them share a byte, `width` bytes make a run. Number i of a run
-/// is in byte i % width, i / width places from the low end. Every bit field of ggml but two has this form.
+/// Where unsigned numbers of `bits` bits lie: 8 / bits of them share a byte, `width` bytes make a run. Number i of a
+/// run is in byte i % width, i / width places from the low end. Every bit field of ggml but two has this form.
 struct plane {
-    int at = 0;     // first byte
-    int bits = 0;   // 0: there is no such plane
+    int at = 0;    // first byte
+    int bits = 0;  // 0: there is no such plane
     int width = 1;
-
-    [[nodiscard]] constexpr int bytes(int count) const noexcept { return count * bits / 8; }
 };
 
 /// One tensor type.
 struct block_type {
     type id;
-    const char* name;              // as ggml spells it
-    int elements;                  // of a block
+    const char* name;  // as ggml spells it
+    int elements;      // of a block
     int bytes;
     const code_format* format = nullptr;  // null: sizes are all that is known of it
     scale_scheme scheme = scales::f16;
     offset_kind offset = offset_kind::none;
-    int group = 0;                 // elements that share a scale
+    int group = 0;                          // elements that share a scale
     plane low = {}, high = {};              // codes: low | high << low.bits
     plane scale_low = {}, scale_high = {};  // stored scales of the groups (then the minima, Q2_K)
-    int d_at = -1;                 // fp16: the scale, or the super-scale
-    int m_at = -1;                 // fp16: the minimum, or the super-minimum
-    const char* matrix_name = "";  // of the qmatrix: the recipe with these bytes
-    unsigned flip = 0;             // code = byte ^ flip: 80 makes a signed byte unsigned
+    int d_at = -1;                          // fp16: the scale, or the super-scale
+    int m_at = -1;                          // fp16: the minimum, or the super-minimum
+    const char* matrix_name = "";           // of the qmatrix: the recipe with these bytes
+    unsigned flip = 0;                      // code = byte ^ flip: 80 makes a signed byte unsigned
     unsigned scale_flip = 0;
 };
 
-inline constexpr scale_scheme k_signed(int bits, index span) noexcept { return scales::two_level(bits, true, span); }
-inline constexpr scale_scheme k_unsigned(int bits, index span) noexcept { return scales::two_level(bits, false, span); }
-
-inline constexpr offset_kind no_offset = offset_kind::none;
-inline constexpr offset_kind minimum = offset_kind::minimum;
+/// The table below in short words.
+namespace table {
+inline constexpr scale_scheme none = scales::none, half = scales::f16, e8m0 = scales::e8m0, e4m3 = scales::e4m3;
+[[nodiscard]] constexpr scale_scheme with_sign(int bits, index span) noexcept {
+    return scales::two_level(bits, true, span);
+}
+[[nodiscard]] constexpr scale_scheme no_sign(int bits, index span) noexcept {
+    return scales::two_level(bits, false, span);
+}
+inline constexpr offset_kind plain = offset_kind::none, least = offset_kind::minimum;
+template <class F>
+inline constexpr const code_format* codes = &F::format;
 
 // clang-format off
-inline constexpr block_type block_types[] = {
-    //  id            name    elements bytes  code format          scheme              offset     group  low           high         scales low  scales high  d    m   name          flips
-    {type::f16,     "F16",       1,   2, &fp16::format,     scales::none,       no_offset,   1, {},           {},          {},         {},          -1,  -1, "fp16"},
-    {type::bf16,    "BF16",      1,   2, &nibble::bf16::format, scales::none,   no_offset,   1, {},           {},          {},         {},          -1,  -1, "bf16"},
-    {type::q4_0,    "Q4_0",     32,  18, &int4::format,     scales::f16,        no_offset,  32, {2, 4, 16},   {},          {},         {},           0,  -1, "q4_0"},
-    {type::q4_1,    "Q4_1",     32,  20, &int4::format,     scales::f16,        minimum,    32, {4, 4, 16},   {},          {},         {},           0,   2, "q4_1"},
-    {type::q5_0,    "Q5_0",     32,  22, &int5::format,     scales::f16,        no_offset,  32, {6, 4, 16},   {2, 1, 1},   {},         {},           0,  -1, "q5_0"},
-    {type::q5_1,    "Q5_1",     32,  24, &int5::format,     scales::f16,        minimum,    32, {8, 4, 16},   {4, 1, 1},   {},         {},           0,   2, "q5_1"},
-    {type::q8_0,    "Q8_0",     32,  34, &int8::format,     scales::f16,        no_offset,  32, {2, 8, 32},   {},          {},         {},           0,  -1, "q8_0", 0x80},
-    {type::q2_k,    "Q2_K",    256,  84, &int2::format,     k_unsigned(4, 16),  minimum,    16, {16, 2, 32},  {},          {0, 4, 16}, {},          80,  82, "q2_k"},
-    {type::q3_k,    "Q3_K",    256, 110, &int3::format,     k_signed(6, 16),    no_offset,  16, {32, 2, 32},  {0, 1, 32},  {96, 4, 8}, {104, 2, 4}, 108,  -1, "q3_k"},
-    {type::q4_k,    "Q4_K",    256, 144, &int4::format,     k_unsigned(6, 8),   minimum,    32, {16, 4, 32},  {},          {},         {},           0,   2, "q4_k"},
-    {type::q5_k,    "Q5_K",    256, 176, &int5::format,     k_unsigned(6, 8),   minimum,    32, {48, 4, 32},  {16, 1, 32}, {},         {},           0,   2, "q5_k"},
-    {type::q6_k,    "Q6_K",    256, 210, &int6::format,     k_signed(8, 16),    no_offset,  16, {0, 4, 64},   {128, 2, 32}, {192, 8, 16}, {},       208,  -1, "q6_k", 0, 0x80},
-    {type::iq4_nl,  "IQ4_NL",   32,  18, &nibble::iq4_nl::format, scales::f16,  no_offset,  32, {2, 4, 16},   {},          {},         {},           0,  -1, "iq4_nl"},
-    {type::iq4_xs,  "IQ4_XS",  256, 136, &nibble::iq4_nl::format, k_signed(6, 8), no_offset, 32, {8, 4, 16},  {},          {4, 4, 1},  {2, 2, 1},    0,  -1, "iq4_xs"},
-    {type::tq1_0,   "TQ1_0",   256,  54, &ternary::format,  scales::f16,        no_offset, 256, {},           {},          {},         {},          52,  -1, "tq1_0"},
-    {type::tq2_0,   "TQ2_0",   256,  66, &ternary::format,  scales::f16,        no_offset, 256, {0, 2, 32},   {},          {},         {},          64,  -1, "tq2_0"},
-    {type::mxfp4,   "MXFP4",    32,  17, &fp4_e2m1::format, scales::e8m0,       no_offset,  32, {1, 4, 16},   {},          {0, 8, 1},  {},          -1,  -1, "mxfp4_ggml"},
-    {type::nvfp4,   "NVFP4",    64,  36, &fp4_e2m1::format, scales::e4m3,       no_offset,  16, {4, 4, 8},    {},          {0, 8, 4},  {},          -1,  -1, "nvfp4_ggml"},
-    {type::q1_0,    "Q1_0",    128,  18, &binary::format,   scales::f16,        no_offset, 128, {2, 1, 1},    {},          {},         {},           0,  -1, "q1_0"},
-    {type::q2_0,    "Q2_0",     64,  18, &ternary::format,  scales::f16,        no_offset,  64, {2, 2, 1},    {},          {},         {},           0,  -1, "q2_0"},
+inline constexpr block_type types[] = {
+    // number, name, elements and bytes of a block, code format, scale scheme, offset, group,
+    //     planes of the codes (low, high) and of the stored scales (low, high), d, m, name of the matrix, flips
+    {type::f16,   "F16",      1,   2, codes<fp16>,           none,           plain,   1,
+     {},          {},           {},           {},           -1, -1, "fp16"},
+    {type::bf16,  "BF16",     1,   2, codes<nibble::bf16>,   none,           plain,   1,
+     {},          {},           {},           {},           -1, -1, "bf16"},
+    {type::q4_0,  "Q4_0",    32,  18, codes<int4>,           half,           plain,  32,
+     {2, 4, 16},  {},           {},           {},            0, -1, "q4_0"},
+    {type::q4_1,  "Q4_1",    32,  20, codes<int4>,           half,           least,  32,
+     {4, 4, 16},  {},           {},           {},            0,  2, "q4_1"},
+    {type::q5_0,  "Q5_0",    32,  22, codes<int5>,           half,           plain,  32,
+     {6, 4, 16},  {2, 1, 1},    {},           {},            0, -1, "q5_0"},
+    {type::q5_1,  "Q5_1",    32,  24, codes<int5>,           half,           least,  32,
+     {8, 4, 16},  {4, 1, 1},    {},           {},            0,  2, "q5_1"},
+    {type::q8_0,  "Q8_0",    32,  34, codes<int8>,           half,           plain,  32,
+     {2, 8, 32},  {},           {},           {},            0, -1, "q8_0", 0x80},
+    {type::q2_k,  "Q2_K",   256,  84, codes<int2>,           no_sign(4, 16), least,  16,
+     {16, 2, 32}, {},           {0, 4, 16},   {},           80, 82, "q2_k"},
+    {type::q3_k,  "Q3_K",   256, 110, codes<int3>,           with_sign(6, 16), plain,  16,
+     {32, 2, 32}, {0, 1, 32},   {96, 4, 8},   {104, 2, 4}, 108, -1, "q3_k"},
+    {type::q4_k,  "Q4_K",   256, 144, codes<int4>,           no_sign(6, 8),  least,  32,
+     {16, 4, 32}, {},           {},           {},            0,  2, "q4_k"},
+    {type::q5_k,  "Q5_K",   256, 176, codes<int5>,           no_sign(6, 8),  least,  32,
+     {48, 4, 32}, {16, 1, 32},  {},           {},            0,  2, "q5_k"},
+    {type::q6_k,  "Q6_K",   256, 210, codes<int6>,           with_sign(8, 16), plain,  16,
+     {0, 4, 64},  {128, 2, 32}, {192, 8, 16}, {},          208, -1, "q6_k", 0, 0x80},
+    {type::iq4_nl,"IQ4_NL",  32,  18, codes<nibble::iq4_nl>, half,           plain,  32,
+     {2, 4, 16},  {},           {},           {},            0, -1, "iq4_nl"},
+    {type::iq4_xs,"IQ4_XS", 256, 136, codes<nibble::iq4_nl>, with_sign(6, 8), plain,  32,
+     {8, 4, 16},  {},           {4, 4, 1},    {2, 2, 1},     0, -1, "iq4_xs"},
+    {type::tq1_0, "TQ1_0",  256,  54, codes<ternary>,        half,           plain, 256,
+     {},          {},           {},           {},           52, -1, "tq1_0"},
+    {type::tq2_0, "TQ2_0",  256,  66, codes<ternary>,        half,           plain, 256,
+     {0, 2, 32},  {},           {},           {},           64, -1, "tq2_0"},
+    {type::mxfp4, "MXFP4",   32,  17, codes<fp4_e2m1>,       e8m0,           plain,  32,
+     {1, 4, 16},  {},           {0, 8, 1},    {},           -1, -1, "mxfp4_ggml"},
+    {type::nvfp4, "NVFP4",   64,  36, codes<fp4_e2m1>,       e4m3,           plain,  16,
+     {4, 4, 8},   {},           {0, 8, 4},    {},           -1, -1, "nvfp4_ggml"},
+    {type::q1_0,  "Q1_0",   128,  18, codes<binary>,         half,           plain, 128,
+     {2, 1, 1},   {},           {},           {},            0, -1, "q1_0"},
+    {type::q2_0,  "Q2_0",    64,  18, codes<ternary>,        half,           plain,  64,
+     {2, 2, 1},   {},           {},           {},            0, -1, "q2_0"},
     // Read by nobody here: numbers that are no weights, activations, and codebooks of vectors.
-    {type::f32, "F32", 1, 4},        {type::f64, "F64", 1, 8},          {type::i8, "I8", 1, 1},          {type::i16, "I16", 1, 2},
-    {type::i32, "I32", 1, 4},        {type::i64, "I64", 1, 8},          {type::q8_1, "Q8_1", 32, 36},    {type::q8_k, "Q8_K", 256, 292},
-    {type::iq2_xxs, "IQ2_XXS", 256, 66}, {type::iq2_xs, "IQ2_XS", 256, 74}, {type::iq3_xxs, "IQ3_XXS", 256, 98},
-    {type::iq1_s, "IQ1_S", 256, 50}, {type::iq3_s, "IQ3_S", 256, 110},  {type::iq2_s, "IQ2_S", 256, 82}, {type::iq1_m, "IQ1_M", 256, 56},
+    {type::f32, "F32", 1, 4}, {type::f64, "F64", 1, 8}, {type::i8, "I8", 1, 1},
+    {type::i16, "I16", 1, 2}, {type::i32, "I32", 1, 4}, {type::i64, "I64", 1, 8},
+    {type::q8_1, "Q8_1", 32, 36}, {type::q8_k, "Q8_K", 256, 292}, {type::iq2_xxs, "IQ2_XXS", 256, 66},
+    {type::iq2_xs, "IQ2_XS", 256, 74}, {type::iq3_xxs, "IQ3_XXS", 256, 98}, {type::iq1_s, "IQ1_S", 256, 50},
+    {type::iq3_s, "IQ3_S", 256, 110}, {type::iq2_s, "IQ2_S", 256, 82}, {type::iq1_m, "IQ1_M", 256, 56},
 };
 // clang-format on
+}  // namespace table
 
 [[nodiscard]] constexpr const block_type* find(type t) noexcept {
-    for (const block_type& b : block_types)
+    for (const block_type& b : table::types)
         if (b.id == t) return &b;
     return nullptr;
 }
@@ -312,7 +342,8 @@ inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& ou
             const std::uint16_t u = load_u16(at);
             if (!(t.id == type::f16 ? is_finite_fp16(u) : is_finite_bf16(u)))
                 return bad(errc::malformed,
-                           std::string(t.name) + " weight (" + std::to_string(n) + ", " + std::to_string(k) + ") is Inf or NaN",
+                           std::string(t.name) + " weight (" + std::to_string(n) + ", " + std::to_string(k) +
+                               ") is Inf or NaN",
                            static_cast<std::uint64_t>(at - bytes.data()));
             out.set_code(n, k, u);
         }
@@ -378,9 +409,11 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
 [[nodiscard]] inline result<qmatrix> unpack(type t, std::span<const std::uint8_t> bytes, index rows, index cols) {
     const detail::block_type* b = detail::find(t);
     if (b == nullptr)
-        return detail::bad(errc::unsupported, "there is no tensor type " + std::to_string(static_cast<std::uint32_t>(t)));
+        return detail::bad(errc::unsupported,
+                           "there is no tensor type " + std::to_string(static_cast<std::uint32_t>(t)));
     if (b->format == nullptr)
-        return detail::bad(errc::unsupported, std::string("a tensor of type ") + b->name + " cannot be a quantized matrix");
+        return detail::bad(errc::unsupported,
+                           std::string("a tensor of type ") + b->name + " cannot be a quantized matrix");
     const index row = row_bytes(t, cols);
     if (rows < 0 || row < 0) return detail::bad(errc::malformed, "a shape of " + detail::shape(rows, cols));
     const std::size_t size = bytes.size();
@@ -389,11 +422,13 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
                                      size / static_cast<std::size_t>(row) == static_cast<std::size_t>(rows);
     if (!fits)
         return detail::bad(errc::malformed,
-                           "a " + detail::shape(rows, cols) + " matrix of type " + b->name + " takes " + std::to_string(rows) +
-                               " rows of " + std::to_string(row) + " bytes, there are " + std::to_string(size) + " bytes",
+                           "a " + detail::shape(rows, cols) + " matrix of type " + b->name + " takes " +
+                               std::to_string(rows) + " rows of " + std::to_string(row) + " bytes, there are " +
+                               std::to_string(size) + " bytes",
                            size);
     if (b->format->decode == decode_class::wide) return detail::unpack_wide(*b, bytes, rows, cols);
-    qmatrix_builder out(rows, cols, format_handle(*b->format), b->scheme, b->offset, per_group{b->group}, b->matrix_name);
+    qmatrix_builder out(rows, cols, format_handle(*b->format), b->scheme, b->offset, per_group{b->group},
+                        b->matrix_name);
     std::vector<std::uint8_t> codes(rows == 0 ? 0 : static_cast<std::size_t>(row / b->bytes * b->elements));
     detail::block block;
     const std::uint8_t* at = bytes.data();
@@ -412,12 +447,13 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
 }
 
 /// The type whose blocks can hold the matrix exactly, by its code format, scale scheme, offset and groups. A scale that
-/// serves several blocks is repeated, so int4 with fp16 scales in groups of 128 is Q4_0, too. Ternary is TQ2_0.
+/// serves several blocks is repeated, so int4 with fp16 scales in groups of 128 is Q4_0, too. Of ternary types the one
+/// that takes fewer bytes: TQ2_0, but Q2_0 for groups of 64 and for rows of at most 192; TQ1_0 only when asked for.
 [[nodiscard]] inline std::optional<type> type_of(const qmatrix& m) noexcept {
     const detail::block_type* best = nullptr;
-    for (const detail::block_type& t : detail::block_types) {
+    for (const detail::block_type& t : detail::table::types) {
         if (t.id == type::tq1_0 || !detail::holds(t, m)) continue;
-        if (best == nullptr || t.elements > best->elements) best = &t;  // the fewest scales: TQ2_0 before Q2_0
+        if (best == nullptr || row_bytes(t.id, m.cols()) < row_bytes(best->id, m.cols())) best = &t;
     }
     return best != nullptr ? std::optional<type>(best->id) : std::nullopt;
 }
@@ -427,11 +463,11 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
     const detail::block_type* b = detail::find(t);
     if (b == nullptr || !detail::holds(*b, m))
         return detail::bad(errc::unsupported, std::string("type ") + name(t) + " does not hold " + m.name() + ": " +
-                                                  m.format().name + " codes, " + name_of(m.scheme().storage) + " scales, offset " +
-                                                  name_of(m.offset_type()) + ", groups of " + std::to_string(m.group_size()));
+                                                  m.format().name + " codes, " + name_of(m.scheme().storage) +
+                                                  " scales, offset " + name_of(m.offset_type()) + ", groups of " +
+                                                  std::to_string(m.group_size()));
     const index row = row_bytes(t, m.cols());
-    std::vector<std::uint8_t> bytes(
-        static_cast<std::size_t>(nibble::detail::checked_product(m.rows(), row)));
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(nibble::detail::checked_product(m.rows(), row)));
     std::uint8_t* at = bytes.data();
     detail::block block;
     for (index n = 0; n < m.rows(); ++n) {
@@ -444,7 +480,8 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
             if (t == type::tq1_0)
                 for (const std::uint8_t code : block.code)
                     if (code > 2)
-                        return detail::bad(errc::unsupported, "TQ1_0 has no code 3, row " + std::to_string(n) + " has; use TQ2_0",
+                        return detail::bad(errc::unsupported,
+                                           "TQ1_0 has no code 3, row " + std::to_string(n) + " has; use TQ2_0",
                                            static_cast<std::uint64_t>(at - bytes.data()));
             detail::write_block(*b, block, at);
         }
@@ -456,8 +493,9 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
 [[nodiscard]] inline result<std::vector<std::uint8_t>> pack(const qmatrix& m) {
     if (const std::optional<type> t = type_of(m)) return pack(m, *t);
     return detail::bad(errc::unsupported, "no tensor type holds " + m.name() + ": " + m.format().name + " codes, " +
-                                              name_of(m.scheme().storage) + " scales, offset " + name_of(m.offset_type()) +
-                                              ", groups of " + std::to_string(m.group_size()));
+                                              name_of(m.scheme().storage) + " scales, offset " +
+                                              name_of(m.offset_type()) + ", groups of " +
+                                              std::to_string(m.group_size()));
 }
 
 }  // namespace nibble::io::ggml

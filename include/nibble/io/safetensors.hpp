@@ -74,7 +74,7 @@ struct dtype_entry {
 
 inline constexpr std::array<dtype_entry, 22> dtypes = {{
     {dtype::boolean, "BOOL", 8},
-    {dtype::f4, "F4", 4},  // two in a byte, the first in the low half
+    {dtype::f4, "F4", 4},
     {dtype::f6_e2m3, "F6_E2M3", 6},
     {dtype::f6_e3m2, "F6_E3M2", 6},
     {dtype::u8, "U8", 8},

@@ -8,7 +8,7 @@ namespace nibble {
 NIBBLE_FP_BEGIN
 
 /// scale = max|w| / largest value of the format (127 for int8, 7 for int4, 1 for nf4, 448 for fp8_e4m3): the restricted
-/// range of spec/formats.md 1.1, in which -w gets the opposite code of w.
+/// range, in which -w gets the opposite code of w.
 struct absmax {
     static constexpr const char* name = "absmax";
     [[nodiscard]] group_scale from_range(float low, float high, const code_format& f) const noexcept {
@@ -57,7 +57,7 @@ struct twn {
     }
 };
 
-/// How a shared MX exponent is chosen (spec/formats.md 5).
+/// How a shared MX exponent is chosen (OCP MX v1.0 6.3, torchao ScaleCalculationMode).
 enum class mx_rounding : std::uint8_t {
     floor,  ///< OCP MX v1.0 6.3: floor(log2 max|w|) - emax; the largest weight may be clamped
     even,   ///< max|w| is first rounded to the element's precision
@@ -89,7 +89,9 @@ struct mx {
     }
 
 private:
+    /// Not below -127, which is where E8M0 ends.
     [[nodiscard]] static constexpr int ceil_log2(float x) noexcept {
+        if (detail::bits_of(x) <= 0x00400000u) return -127;
         return detail::exponent_of(x) + ((detail::bits_of(x) & 0x7fffffu) != 0 ? 1 : 0);
     }
 };

@@ -7,8 +7,8 @@ namespace nibble {
 
 NIBBLE_FP_BEGIN
 
-/// Integer zero point with PyTorch's formula (spec/formats.md 1.3): the range is widened to include zero, which is then
-/// represented exactly. n = 2^bits - 1:
+/// Integer zero point with PyTorch's formula (torch.ao MinMaxObserver, fake_quantize): the range is widened to include
+/// zero, which is then represented exactly. n = 2^bits - 1:
 ///     scale = max(f32((max - min) / n), eps),  zero = clamp(-RNE(f32(min / scale)), 0, n),
 ///     code  = clamp(RNE(f32(w * inv)) + zero, 0, n).
 /// Codes are unsigned: PyTorch's qint8 code and zero point are 128 less.
@@ -20,6 +20,9 @@ struct zero_point {
     /// clamp(RNE(fma(w, inv, zero))), as eager torch.quantize_per_tensor computes it; differs at ties and by one
     /// rounding of the product from fake_quantize and exported graphs, which are the default.
     bool eager = false;
+    /// eager, as for qint8: the sum is rounded to a float around PyTorch's zero point, which is 2^(bits - 1) less.
+    /// Differs from quint8 for products within one rounding of a tie.
+    bool is_signed = false;
 
     [[nodiscard]] group_scale from_range(float low, float high, const code_format& f) const noexcept {
         const int n = static_cast<int>(f.code_count()) - 1;
@@ -33,13 +36,14 @@ struct zero_point {
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
         const float inv = detail::inverse(s.scale);
         const int last = static_cast<int>(g.format.code_count()) - 1;
+        const int below = is_signed ? (last + 1) / 2 : 0;
         for (std::size_t i = 0; i < g.x.size(); ++i) {
             unsigned code;
             if (eager) {
-                // fma rounded once: the product is exact in double, and so is the sum for |w * inv| < 2^28
                 const double exact = static_cast<double>(g.x[i]) * static_cast<double>(inv);
                 const double bounded = exact < -1048576.0 ? -1048576.0 : exact > 1048576.0 ? 1048576.0 : exact;
-                code = detail::encode_affine(detail::fma_rounded(bounded, s.offset), 0, last);
+                const float sum = detail::fma_rounded(bounded, s.offset - static_cast<float>(below));
+                code = detail::encode_affine(sum, below, last);
             } else {
                 code = detail::encode_weight(g.format, offset, g.x[i], inv, s.offset);
             }
@@ -48,8 +52,8 @@ struct zero_point {
     }
 };
 
-/// Float minimum (spec/formats.md 1.4): scale = f32((max - min) / n), w = f32(scale * code) + min. A constant group is
-/// exact; zero is not.
+/// Float minimum (GGUF Q4_1, KIVI): scale = f32((max - min) / n), w = f32(scale * code) + min. A constant group is
+/// exact if the scheme holds its value; zero is not.
 struct min_offset {
     static constexpr const char* name = "min_offset";
     static constexpr offset_kind offset = offset_kind::minimum;
@@ -58,7 +62,7 @@ struct min_offset {
     }
 };
 
-/// Float zero, HQQ's convention before its optimization (spec/formats.md 1.5): w = (code - zero) * scale with
+/// Float zero, HQQ's convention before its optimization (Badri and Shaji 2023): w = (code - zero) * scale with
 /// scale = (max - min) / n and zero = -min * n / (max - min), not rounded.
 struct float_zero {
     static constexpr const char* name = "float_zero";

@@ -1,4 +1,4 @@
-// The rules of ggml's reference quantizers, bit for bit (spec/formats.md 7): what GGUF files hold.
+// The rules of ggml's reference quantizers, bit for bit (ggml-quants.c): what GGUF files hold.
 //
 //   rule              codes, group   proposes                                      formats
 //   ggml_signed_max   int4, int5 32  d = (value of largest magnitude) / -2^(b-1)   q4_0 q5_0
@@ -25,8 +25,8 @@ inline constexpr std::size_t ggml_max_group = 256;
 
 inline void check_ggml_group(const group_view& g) {
     if (g.x.size() > ggml_max_group)
-        fail(errc::unsupported, "quantize: the ggml rules take groups of at most 256 weights, not " +
-                                    std::to_string(g.x.size()));
+        fail(errc::unsupported,
+             "quantize: the ggml rules take groups of at most 256 weights, not " + std::to_string(g.x.size()));
 }
 
 NIBBLE_FP_BEGIN
@@ -104,7 +104,7 @@ struct affine_search {
     bool absolute;  ///< compare absolute instead of squared errors
 };
 
-/// make_qkx2_quants / make_qkx3_quants (spec/formats.md 7.4). Returns the scale and -min >= 0; writes the codes.
+/// make_qkx2_quants / make_qkx3_quants. Returns the scale and -min >= 0; writes the codes.
 [[nodiscard]] inline group_scale search_affine(std::span<const float> x, const float* w, const affine_search& p,
                                                std::uint8_t* codes) noexcept {
     const std::size_t n = x.size();
@@ -173,7 +173,8 @@ struct affine_search {
 }
 
 /// make_qx_quants: returns the scale; writes codes 0 .. 2 * nmax - 1.
-[[nodiscard]] inline float search_symmetric(std::span<const float> x, const float* w, int nmax, std::uint8_t* codes) noexcept {
+[[nodiscard]] inline float search_symmetric(std::span<const float> x, const float* w, int nmax,
+                                            std::uint8_t* codes) noexcept {
     const std::size_t n = x.size();
     const float largest = signed_absmax(x);
     if (magnitude(largest) < 1e-15f) {
@@ -252,7 +253,8 @@ struct affine_search {
 }
 
 /// make_qp_quants: the super-scale of positive scales under weights. Returns d and writes codes 0 .. nmax.
-[[nodiscard]] inline float search_positive(const float* x, const float* w, std::size_t n, int nmax, std::uint8_t* codes) noexcept {
+[[nodiscard]] inline float search_positive(const float* x, const float* w, std::size_t n, int nmax,
+                                           std::uint8_t* codes) noexcept {
     float largest = 0.0f;
     for (std::size_t i = 0; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
     if (largest < 1e-15f) {
@@ -469,7 +471,7 @@ struct ggml_symmetric {
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
         if (s.scale == 0.0f) {
             // -0 is how the two-level scheme says that the whole super-block is zero (q6_k: all bytes zero then)
-            if (std::signbit(s.scale))
+            if ((detail::bits_of(s.scale) >> 31) != 0)
                 for (std::size_t i = 0; i < g.x.size(); ++i) codes[i] = 0;
             return;
         }

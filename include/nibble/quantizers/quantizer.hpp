@@ -33,9 +33,9 @@ struct group_view {
     std::span<const float> x;           ///< the weights; a 2-D block in row-major order
     std::span<const float> importance;  ///< one weight >= 0 for each x, or empty
     const code_format& format;
-    std::span<const float> row;         ///< the whole row that x is part of; empty for groups that span rows
-    index first = 0;                    ///< x[0] is row[first]
-    float row_sum_squares = 0.0f;       ///< sum of squares of the row; only with importance
+    std::span<const float> row;    ///< the whole row that x is part of; empty for groups that span rows
+    index first = 0;               ///< x[0] is row[first]
+    float row_sum_squares = 0.0f;  ///< sum of squares of the row; only with importance
 };
 
 /// A quantizer that only needs the range.
@@ -48,7 +48,8 @@ concept range_quantizer = requires(const Q& q, float x, const code_format& f) {
 template <class Q>
 concept value_quantizer = requires(const Q& q, const group_view& g) {
     { q(g) } -> std::same_as<group_scale>;
-} || requires(const Q& q, const group_view& g, std::uint8_t* codes) {
+}
+|| requires(const Q& q, const group_view& g, std::uint8_t* codes) {
     { q(g, codes) } -> std::same_as<group_scale>;
 };
 
@@ -63,6 +64,7 @@ struct quantizer_ref {
     offset_kind offset = offset_kind::none;
     bool searches = false;         ///< uses importance weights
     bool unrounded_scale = false;  ///< chooses codes with the proposed, not the stored, scale
+    bool whole_group = false;      ///< `encode` must see a whole group, so weights cannot come column by column
     group_scale (*from_range)(const void*, float, float, const code_format&) = nullptr;
     group_scale (*from_values)(const void*, const group_view&, std::uint8_t*) = nullptr;
     void (*encode)(const void*, const group_view&, group_scale, std::uint8_t*) = nullptr;  ///< null: the contract's
@@ -79,8 +81,10 @@ group_scale call_from_range(const void* self, float low, float high, const code_
 template <class Q>
 group_scale call_from_values(const void* self, const group_view& g, [[maybe_unused]] std::uint8_t* codes) {
     const Q& q = *static_cast<const Q*>(self);
-    if constexpr (requires { q(g, codes); }) return q(g, codes);
-    else return q(g);
+    if constexpr (requires { q(g, codes); })
+        return q(g, codes);
+    else
+        return q(g);
 }
 
 template <class Q>
@@ -114,8 +118,9 @@ NIBBLE_FP_BEGIN
     return static_cast<float>((static_cast<double>(high) - static_cast<double>(low)) / steps);
 }
 
-/// The code of one weight under the contract of DESIGN 7.
-[[nodiscard]] inline unsigned encode_weight(const code_format& f, offset_kind kind, float x, float inv, float offset) noexcept {
+/// The code of one weight under the numerics contract (docs/design.md).
+[[nodiscard]] inline unsigned encode_weight(const code_format& f, offset_kind kind, float x, float inv,
+                                            float offset) noexcept {
     const int last = static_cast<int>(f.code_count()) - 1;
     switch (kind) {
         case offset_kind::none: return f.encode(f, x * inv);
@@ -130,7 +135,8 @@ NIBBLE_FP_BEGIN
 }
 
 /// The value of one code: the formula that its offset kind defines, each step rounded once.
-[[nodiscard]] inline float decode_weight(const code_format& f, offset_kind kind, unsigned code, float scale, float offset) noexcept {
+[[nodiscard]] inline float decode_weight(const code_format& f, offset_kind kind, unsigned code, float scale,
+                                         float offset) noexcept {
     switch (kind) {
         case offset_kind::none: return scale * f.value(code);
         case offset_kind::zero_point:
@@ -159,6 +165,7 @@ template <quantizer Q>
     if constexpr (requires { q.offset; }) r.offset = q.offset;
     if constexpr (requires { Q::searches; }) r.searches = Q::searches;
     if constexpr (requires { Q::unrounded_scale; }) r.unrounded_scale = Q::unrounded_scale;
+    if constexpr (requires { Q::whole_group; }) r.whole_group = Q::whole_group;
     if constexpr (range_quantizer<Q>) r.from_range = &detail::call_from_range<Q>;
     if constexpr (value_quantizer<Q>) r.from_values = &detail::call_from_values<Q>;
     if constexpr (requires(const group_view& g, group_scale s, std::uint8_t* c) { q.encode(g, s, c); })

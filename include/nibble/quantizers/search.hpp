@@ -12,7 +12,7 @@ namespace nibble {
 NIBBLE_FP_BEGIN
 
 /// The scale that loses least: tries the range shrunk by 1 - i * step for i = 0 .. steps - 1 (GPTQ's grid: step 0.01,
-/// steps 80; spec/algorithms.md 1.4 b) and keeps the first with the least sum of importance * error^2. Works with every
+/// steps 80) and keeps the first with the least sum of importance * error^2. Works with every
 /// format; `offset` none, zero_point or minimum says which formula the range goes through.
 struct mse {
     static constexpr const char* name = "mse";
@@ -67,7 +67,7 @@ private:
     }
 };
 
-/// scale from the p-th percentile of |w| (nearest rank; spec/algorithms.md 1.3): the few weights beyond it are clipped.
+/// scale from the p-th percentile of |w| (nearest rank): the few weights beyond it are clipped.
 struct percentile {
     static constexpr const char* name = "percentile";
     double percent = 99.99;
@@ -76,7 +76,8 @@ struct percentile {
         if (g.x.empty()) return {};
         std::vector<float> sorted(g.x.size());
         for (std::size_t i = 0; i < sorted.size(); ++i) sorted[i] = detail::magnitude(g.x[i]);
-        const double rank = std::ceil(percent / 100.0 * static_cast<double>(sorted.size()));
+        // multiplied first: 99.9 / 100 * 1000 is a little above 999 in double
+        const double rank = std::ceil(percent * static_cast<double>(sorted.size()) / 100.0);
         const double bounded = std::clamp(rank, 1.0, static_cast<double>(sorted.size()));
         const auto at = sorted.begin() + (static_cast<std::ptrdiff_t>(bounded) - 1);
         std::nth_element(sorted.begin(), at, sorted.end());

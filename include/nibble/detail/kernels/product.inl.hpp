@@ -1,7 +1,7 @@
 // The products, written once against the lanes of a level (no include guard: detail/isa/foreach_level.hpp includes this
 // file once per level, inside the level's namespace and region).
 //
-// One formula, the same bits everywhere (spec/kernels.md 9.1), one chain per output along k:
+// One formula, the same bits everywhere (docs/numerics.md), one chain per output along k:
 //
 //   digits   acc = fma(RN(D), RN(s_w * s_a), acc)   D = sum of value * q over a sub-block of at most 256, exact
 //   chain    t = +0; t = fma(value, x, t) along k;  acc = fma(t, RN(s_w * s_a), acc)
