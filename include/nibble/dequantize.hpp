@@ -45,7 +45,10 @@ NIBBLE_FP_END
 }  // namespace detail
 
 /// Writes the decoded weights (N x K) to storage of the caller. Throws errc::shape_mismatch with both shapes.
-inline void dequantize(const qmatrix& w, const float_view& out) {
+NIBBLE_API void dequantize(const qmatrix& w, const float_view& out);
+
+#if NIBBLE_DEFINE_API
+NIBBLE_API void dequantize(const qmatrix& w, const float_view& out) {
     if (out.rows != w.rows() || out.cols != w.cols())
         detail::fail(errc::shape_mismatch, "dequantize: W is " + detail::shape_text(w.rows(), w.cols()) + ", the output is " +
                                                detail::shape_text(out.rows, out.cols));
@@ -55,6 +58,7 @@ inline void dequantize(const qmatrix& w, const float_view& out) {
     std::vector<std::uint8_t> codes;
     for (index p = 0; p < w.layout().panels; ++p) detail::dequantize_panel(w, p, codes, out);
 }
+#endif
 
 /// dequantize(Wq, W): into a matrix, map or block of floats.
 template <class Out>

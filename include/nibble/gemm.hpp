@@ -176,13 +176,29 @@ NIBBLE_FP_END
 
 /// y = w x. x is K x M and y is N x M, in any order and strides; neither is copied as a whole.
 /// Throws errc::shape_mismatch with the shapes, errc::overlap if y shares memory with x or w.
-inline void gemm(const qmatrix& w, const const_view& x, const float_view& y, const gemm_options& options = {}) {
+NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const float_view& y, const gemm_options& options = {});
+
+/// How many columns of X (K x M) a product with w sends to strict_f32 because its class cannot carry them (see
+/// activations.hpp).
+[[nodiscard]] NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options = {});
+
+#if NIBBLE_DEFINE_API
+NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const float_view& y, const gemm_options& options) {
     check_gemm(w, x, y).or_throw();
     const detail::fp_environment environment;
     const detail::activations prepared = detail::prepare_for(w, x, options);
     detail::panel_product product(w, prepared);
     for (index p = 0; p < w.layout().panels; ++p) product.run(p, y);
 }
+
+NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options) {
+    if (x.rows != w.cols())
+        detail::fail(errc::shape_mismatch, "strict_columns: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " +
+                                               detail::shape_text(x.rows, x.cols));
+    const detail::fp_environment environment;
+    return static_cast<index>(detail::prepare_for(w, x, options).strict_columns.size());
+}
+#endif
 
 /// The same on Eigen expressions. Y is a matrix, map or block of floats of the right shape; temporaries like Y.col(3)
 /// are welcome. An X without memory of its own (A + B, cast<>) is evaluated once.
@@ -217,15 +233,10 @@ operator*(const Eigen::DenseBase<X>& x, const transposed_qmatrix& w) {
     return y;
 }
 
-/// How many columns of X a product with w sends to strict_f32 because its class cannot carry them (see activations.hpp).
+/// The same on an Eigen expression.
 template <eigen_expression X>
 [[nodiscard]] index strict_columns(const qmatrix& w, const Eigen::DenseBase<X>& x, const gemm_options& options = {}) {
-    const eigen_view<X> view(x);
-    if (x.rows() != w.cols())
-        detail::fail(errc::shape_mismatch, "strict_columns: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " +
-                                               detail::shape_text(x.rows(), x.cols()));
-    const detail::fp_environment environment;
-    return static_cast<index>(detail::prepare_for(w, view.get(), options).strict_columns.size());
+    return strict_columns(w, eigen_view<X>(x).get(), options);
 }
 
 /// In words: which kernels a product of w with m columns runs, and why.
@@ -233,7 +244,7 @@ template <eigen_expression X>
     const detail::product_path path = detail::path_of(w.format(), options.compute);
     std::string text = w.name() + " " + detail::shape_text(w.rows(), w.cols()) + " x " + std::to_string(m) + " columns, " +
                        name_of(options.compute) + " at " + name_of(active_isa()) + ": ";
-    const std::string blocks = " over sub-blocks of " + std::to_string(std::min(w.group_size(), detail::sub_block));
+    const std::string blocks = " over sub-blocks of " + std::to_string((std::min)(w.group_size(), detail::sub_block));
     if (path.strict)
         text += "fp32 fma on decoded weights" + std::string(options.compute == compute::strict_f32 ? "" : " (16-bit weights need no more)");
     else if (path.digits > 0)

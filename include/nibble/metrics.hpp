@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "detail/fp_environment.hpp"
 #include "detail/load.hpp"
 #include "eigen.hpp"
 
@@ -19,43 +20,58 @@ struct error_metrics {
     double cosine = 1.0;          ///< cosine of the angle between the two as vectors; 1 when both are zero
 };
 
-/// Compares two views of equal shape. Throws errc::shape_mismatch with both shapes.
-[[nodiscard]] inline error_metrics compare(const const_view& wanted, const const_view& got) {
-    if (wanted.rows != got.rows || wanted.cols != got.cols)
-        detail::fail(errc::shape_mismatch, "compare: " + detail::shape_text(wanted.rows, wanted.cols) + " with " +
-                                               detail::shape_text(got.rows, got.cols));
-    const auto read = [](const const_view& v, index r, index c) {
-        if (v.type != scalar_type::f64) return static_cast<double>(detail::load_scalar(v.at(r, c), v.type));
-        double x;
-        std::memcpy(&x, v.at(r, c), 8);
-        return x;
-    };
+namespace detail {
+
+NIBBLE_FP_BEGIN
+
+[[nodiscard]] inline double load_double(const void* at, scalar_type type) noexcept {
+    if (type != scalar_type::f64) return static_cast<double>(load_scalar(at, type));
+    double x;
+    std::memcpy(&x, at, 8);
+    return x;
+}
+
+[[nodiscard]] NIBBLE_NOINLINE inline error_metrics compare_views(const const_view& wanted, const const_view& got) noexcept {
     double signal = 0.0, noise = 0.0, dot = 0.0, other = 0.0, absolute = 0.0;
     error_metrics m;
     for (index c = 0; c < wanted.cols; ++c) {
         for (index r = 0; r < wanted.rows; ++r) {
-            const double a = read(wanted, r, c);
-            const double b = read(got, r, c);
-            const double e = std::abs(b - a);
+            const double a = load_double(wanted.at(r, c), wanted.type);
+            const double b = load_double(got.at(r, c), got.type);
+            const double e = b > a ? b - a : a - b;
             signal += a * a;
             other += b * b;
             dot += a * b;
             noise += e * e;
             absolute += e;
-            if (!(e <= m.max_error)) m.max_error = e;
+            if (e > m.max_error) m.max_error = e;
         }
     }
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    if (!(absolute >= 0.0)) return {nan, nan, nan, nan, nan, nan};  // nothing below may hide a NaN
     const double count = static_cast<double>(wanted.rows) * static_cast<double>(wanted.cols);
-    if (count == 0.0) {
-        m.sqnr_db = std::numeric_limits<double>::infinity();
-        return m;
-    }
-    m.sqnr_db = noise == 0.0 ? std::numeric_limits<double>::infinity() : 10.0 * std::log10(signal / noise);
+    m.sqnr_db = noise == 0.0 ? infinity : 10.0 * std::log10(signal / noise);
+    if (count == 0.0) return m;
     m.relative_error = noise == 0.0 ? 0.0 : std::sqrt(noise / signal);
     m.mean_error = absolute / count;
     m.rmse = std::sqrt(noise / count);
     if (signal != 0.0 || other != 0.0) m.cosine = signal == 0.0 || other == 0.0 ? 0.0 : dot / (std::sqrt(signal) * std::sqrt(other));
     return m;
+}
+
+NIBBLE_FP_END
+
+}  // namespace detail
+
+/// Compares two views of equal shape; all NaN when an element of either is NaN. Throws errc::shape_mismatch with both
+/// shapes.
+[[nodiscard]] inline error_metrics compare(const const_view& wanted, const const_view& got) {
+    if (wanted.rows != got.rows || wanted.cols != got.cols)
+        detail::fail(errc::shape_mismatch, "compare: " + detail::shape_text(wanted.rows, wanted.cols) + " with " +
+                                               detail::shape_text(got.rows, got.cols));
+    const detail::fp_environment environment;
+    return detail::compare_views(wanted, got);
 }
 
 /// Compares two Eigen expressions of equal shape.

@@ -102,6 +102,11 @@ struct layout {
 
 [[nodiscard]] inline layout make_layout(index rows, index cols, int code_bits, const scale_scheme& scheme,
                                         offset_kind offset, granularity g) {
+    // One bound for every size below, so that none of them overflows.
+    constexpr index most = PTRDIFF_MAX / 64 - 64;
+    if (rows > most || cols > most)
+        fail(errc::out_of_range, "qmatrix: a shape of " + std::to_string(rows) + "x" + std::to_string(cols) + " does not fit in memory");
+    static_cast<void>(checked_product(checked_product(rows + 16, cols + 4), 32));
     layout l;
     l.rows = rows;
     l.cols = cols;
@@ -361,9 +366,10 @@ inline double qmatrix::format_bits() const noexcept {
     return bits;
 }
 
+#if NIBBLE_DEFINE_API
 NIBBLE_FP_BEGIN
 
-NIBBLE_NOINLINE inline void qmatrix::expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept {
+NIBBLE_NOINLINE NIBBLE_API void qmatrix::expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept {
     const detail::layout& l = layout_;
     const index live = (std::min)(panel_rows, l.rows - panel * panel_rows);
     const std::uint8_t* scale_line = data() + l.scales_at + (panel * l.groups + first) * l.scale_line;
@@ -417,19 +423,20 @@ NIBBLE_NOINLINE inline void qmatrix::expand_scales(index panel, index first, ind
     }
 }
 
-NIBBLE_NOINLINE inline group_scale qmatrix::decoded_scale(index n, index g) const noexcept {
+NIBBLE_NOINLINE NIBBLE_API group_scale qmatrix::decoded_scale(index n, index g) const noexcept {
     float s[panel_rows], o[panel_rows];
     expand_scales(n / panel_rows, g, 1, s, o);
     return {s[n % panel_rows], o[n % panel_rows]};
 }
 
-NIBBLE_NOINLINE inline float qmatrix::decoded_weight(index n, index k) const noexcept {
+NIBBLE_NOINLINE NIBBLE_API float qmatrix::decoded_weight(index n, index k) const noexcept {
     const group_scale s = decoded_scale(n, k / layout_.group);
     const unsigned u = detail::get_code(panel(n / panel_rows), layout_.bits, static_cast<int>(n % panel_rows), layout_.position(k));
     return detail::decode_weight(*format_, offset_, u, s.scale, s.offset);
 }
 
 NIBBLE_FP_END
+#endif
 
 /// Fills a qmatrix: what quantize() and every reader of files is built on. Scales first, then codes; finish() hands the
 /// matrix over.
@@ -540,9 +547,10 @@ private:
     std::shared_ptr<detail::aligned_bytes> bytes_;
 };
 
+#if NIBBLE_DEFINE_API
 NIBBLE_FP_BEGIN
 
-inline qmatrix qmatrix_builder::finish() && {
+NIBBLE_API qmatrix qmatrix_builder::finish() && {
     // The largest |scale| times the largest |value| bounds every weight; products use it to stay clear of underflow.
     const detail::layout& l = layout();
     float largest = 0.0f;
@@ -572,5 +580,6 @@ inline qmatrix qmatrix_builder::finish() && {
 }
 
 NIBBLE_FP_END
+#endif
 
 }  // namespace nibble

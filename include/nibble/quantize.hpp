@@ -74,7 +74,7 @@ template <quantizer Q>
             return status(errc::shape_mismatch, "quantize: " + std::to_string(options.importance.size()) +
                                                     " importance weights for W of " + detail::shape_text(w.rows, w.cols));
         for (std::size_t k = 0; k < options.importance.size(); ++k)
-            if (!detail::finite_in_memory(&options.importance[k]) || options.importance[k] < 0.0f)
+            if (!detail::finite_in_memory(&options.importance[k]) || detail::bits_of(options.importance[k]) > 0x80000000u)
                 return status(errc::invalid_argument, "quantize: importance weight " + std::to_string(k) + " is " +
                                                           std::to_string(options.importance[k]) + "; it must be finite and >= 0");
     }
@@ -407,7 +407,7 @@ public:
             scheme_.storage == scale_storage::e4m3_f32 || scheme_.storage == scale_storage::double_quantized;
         const index block = whole_tensor ? std::max<index>(panel_rows, l.panels * panel_rows)
                                          : ceil_div(std::lcm(l.block_rows, panel_rows), panel_rows) * panel_rows;
-        const std::size_t most = static_cast<std::size_t>(std::min(block, l.rows)) * static_cast<std::size_t>(l.groups);
+        const std::size_t most = static_cast<std::size_t>((std::min)(block, l.rows)) * static_cast<std::size_t>(l.groups);
         scale_.resize(most);
         offset_.resize(most);
         if (!options_.importance.empty() && scheme_.storage == scale_storage::two_level) weight_.resize(most);
@@ -523,6 +523,7 @@ private:
             std::vector<float> row(cols_);
             for (index n = first; n < first + rows; ++n) {
                 load_block(w_, n, 1, 0, w_.cols, row.data(), w_.cols);
+                clean(row.data(), n, 1);
                 const range all = range_of(row);
                 amax_ = (std::max)(amax_, largest_magnitude(all.low, all.high));
             }
@@ -604,11 +605,15 @@ NIBBLE_FP_END
 /// Quantizes a view of floats, doubles, halves or bfloat16 (doubles are rounded to float first).
 /// Throws nibble::error: errc::non_finite naming the element, errc::unsupported for a combination that does not exist,
 /// errc::out_of_range for a scale that its scheme cannot hold.
-[[nodiscard]] inline qmatrix quantize(const const_view& w, const quantize_plan& plan, const quantize_options& options = {}) {
+[[nodiscard]] NIBBLE_API qmatrix quantize(const const_view& w, const quantize_plan& plan, const quantize_options& options = {});
+
+#if NIBBLE_DEFINE_API
+NIBBLE_API qmatrix quantize(const const_view& w, const quantize_plan& plan, const quantize_options& options) {
     check_quantize(w, plan, options).or_throw();
     const detail::fp_environment environment;
     return detail::quantization(w, plan, options).run();
 }
+#endif
 
 namespace detail {
 
@@ -636,7 +641,7 @@ template <class F>
     if (const recipe* r = find_recipe(name)) return make_plan(*r);
     if (const code_format* f = find_format(name)) return make_plan(*default_recipe(*f));
     std::string known;
-    for (const recipe& r : recipes()) known += (known.empty() ? "" : " ") + std::string(r.name);
+    for (const recipe& r : recipes()) known.append(known.empty() ? "" : " ").append(r.name);
     fail(errc::not_found, "quantize: there is no format '" + std::string(name) + "'; there are " + known);
 }
 
@@ -668,14 +673,16 @@ template <class F, class Derived>
     return quantize(eigen_view<Derived>(w).get(), detail::plan_with<F>(erase(detail::rules::absmax), group), options);
 }
 
+// The unused parameter keeps quantize<int4>(W, ...) away: clang 14 would look for a conversion of W to DenseBase<int4>.
+
 /// quantize(W, "q4_k"): by name. Throws errc::not_found listing the names.
-template <eigen_expression Derived>
+template <int = 0, eigen_expression Derived>
 [[nodiscard]] qmatrix quantize(const Eigen::DenseBase<Derived>& w, std::string_view name, const quantize_options& options = {}) {
     return quantize(eigen_view<Derived>(w).get(), detail::plan_of_name(name), options);
 }
 
 /// quantize(W, plan): any plan of make_plan, for formats and codebooks that are known at run time only.
-template <eigen_expression Derived>
+template <int = 0, eigen_expression Derived>
 [[nodiscard]] qmatrix quantize(const Eigen::DenseBase<Derived>& w, const quantize_plan& plan, const quantize_options& options = {}) {
     return quantize(eigen_view<Derived>(w).get(), plan, options);
 }
@@ -788,9 +795,10 @@ private:
     std::vector<bool> chosen_, done_;
 };
 
+#if NIBBLE_DEFINE_API
 NIBBLE_FP_BEGIN
 
-NIBBLE_NOINLINE inline void column_quantizer::choose(const const_view& w, index first, index last) {
+NIBBLE_NOINLINE NIBBLE_API void column_quantizer::choose(const const_view& w, index first, index last) {
     const detail::layout& l = builder_.layout();
     detail::scale_writer writer(builder_, plan_, scheme_);
     std::vector<float> row(static_cast<std::size_t>(w.cols));
@@ -825,7 +833,7 @@ NIBBLE_NOINLINE inline void column_quantizer::choose(const const_view& w, index 
     for (index g = first; g < last; ++g) chosen_[static_cast<std::size_t>(g)] = true;
 }
 
-NIBBLE_NOINLINE inline void column_quantizer::encode_column(index k, const float* w, index stride, float* decoded, std::uint8_t* codes) {
+NIBBLE_NOINLINE NIBBLE_API void column_quantizer::encode_column(index k, const float* w, index stride, float* decoded, std::uint8_t* codes) {
     const detail::layout& l = builder_.layout();
     const index g = k / l.group;
     float scale[16], offset[16];
@@ -845,5 +853,6 @@ NIBBLE_NOINLINE inline void column_quantizer::encode_column(index k, const float
 }
 
 NIBBLE_FP_END
+#endif
 
 }  // namespace nibble

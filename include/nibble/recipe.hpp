@@ -113,7 +113,10 @@ inline constexpr nibble::ggml_ternary ternary{};
 // clang-format on
 
 /// Every recipe of the two lists.
-[[nodiscard]] inline std::span<const recipe> recipes() noexcept {
+[[nodiscard]] NIBBLE_API std::span<const recipe> recipes() noexcept;
+
+#if NIBBLE_DEFINE_API
+NIBBLE_API std::span<const recipe> recipes() noexcept {
     namespace rules = detail::rules;
 #define NIBBLE_ENTRY(label, code, scheme, grouping, rule, when) \
     recipe{#label, &nibble::code::format, scheme, grouping, erase(rules::rule), when},
@@ -121,6 +124,7 @@ inline constexpr nibble::ggml_ternary ternary{};
 #undef NIBBLE_ENTRY
     return list;
 }
+#endif
 
 /// The recipe of that name, or null.
 [[nodiscard]] inline const recipe* find_recipe(std::string_view name) noexcept {

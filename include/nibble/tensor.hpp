@@ -62,7 +62,7 @@ template <tensor_type T>
 
 [[nodiscard]] inline std::string dimensions_text(const std::vector<index>& d) {
     std::string text;
-    for (const index n : d) text += (text.empty() ? "" : "x") + std::to_string(n);
+    for (const index n : d) text.append(text.empty() ? "" : "x").append(std::to_string(n));
     return text;
 }
 

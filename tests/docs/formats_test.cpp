@@ -123,8 +123,8 @@ std::string number(float x) {
 float parse(const std::string& word) { return std::strtof(word.c_str(), nullptr); }
 
 std::string hex(std::size_t u, int bits) {
-    char text[40];
-    std::snprintf(text, sizeof text, "%0*zx", (bits + 3) / 4, u);
+    std::string text;
+    for (int shift = (bits + 3) / 4 * 4 - 4; shift >= 0; shift -= 4) text += "0123456789abcdef"[(u >> shift) & 15];
     return text;
 }
 
@@ -356,7 +356,7 @@ lines expected_dynamic_map(const lines& shown) {
 }
 
 const nibble::io::ggml::detail::block_type* find_block_type(const std::string& name) {
-    for (const auto& t : nibble::io::ggml::detail::block_types)
+    for (const auto& t : nibble::io::ggml::detail::table::types)
         if (name == t.name && t.format != nullptr) return &t;
     return nullptr;
 }
@@ -503,7 +503,7 @@ rows small_float_rows() {
 
 rows block_rows() {
     rows all;
-    for (const auto& t : nibble::io::ggml::detail::block_types) {
+    for (const auto& t : nibble::io::ggml::detail::table::types) {
         if (t.format == nullptr) continue;
         all.push_back({t.name, decimal(static_cast<long long>(t.id)), decimal(t.elements), decimal(t.bytes),
                        number(8.0f * static_cast<float>(t.bytes) / static_cast<float>(t.elements)), t.format->name,

@@ -57,7 +57,8 @@ inline constexpr std::array<distribution, 7> distributions = {
     distribution::log_normal, distribution::cauchy,  distribution::layer};
 
 [[nodiscard]] inline const char* name_of(distribution d) {
-    constexpr std::array<const char*, 7> names = {"normal", "uniform", "laplace", "student_t4", "log_normal", "cauchy", "layer"};
+    constexpr std::array<const char*, 7> names = {"normal",     "uniform", "laplace", "student_t4",
+                                                  "log_normal", "cauchy",  "layer"};
     return names[static_cast<std::size_t>(d)];
 }
 
@@ -95,7 +96,8 @@ inline constexpr std::array<distribution, 7> distributions = {
 }
 
 /// Structured matrices in which quantizers and products have gone wrong before.
-[[nodiscard]] inline std::vector<std::pair<std::string, Eigen::MatrixXf>> structured(nibble::index rows, nibble::index cols) {
+[[nodiscard]] inline std::vector<std::pair<std::string, Eigen::MatrixXf>> structured(nibble::index rows,
+                                                                                     nibble::index cols) {
     using Eigen::MatrixXf;
     std::vector<std::pair<std::string, MatrixXf>> all;
     all.emplace_back("zero", MatrixXf::Zero(rows, cols));
@@ -120,9 +122,10 @@ inline constexpr std::array<distribution, 7> distributions = {
 
 /// A matrix of random codes, also those that no quantizer produces, and random scales: positive, negative, and zero.
 /// NaN and Inf codes of a format are left out.
-[[nodiscard]] inline nibble::qmatrix random_codes(nibble::index rows, nibble::index cols, const nibble::code_format& format,
-                                                  const nibble::scale_scheme& scheme, nibble::offset_kind offset,
-                                                  nibble::granularity group, std::uint64_t stream) {
+[[nodiscard]] inline nibble::qmatrix random_codes(nibble::index rows, nibble::index cols,
+                                                  const nibble::code_format& format, const nibble::scale_scheme& scheme,
+                                                  nibble::offset_kind offset, nibble::granularity group,
+                                                  std::uint64_t stream) {
     using namespace nibble;
     using nibble::index;
     random r(stream);
@@ -143,13 +146,16 @@ inline constexpr std::array<distribution, 7> distributions = {
                 case scale_storage::f16:
                 case scale_storage::bf16:
                     scale = nibble::detail::encode_stored(scheme.storage, real());
-                    if (offset != offset_kind::zero_point) zero = nibble::detail::encode_stored(scheme.storage, 8.0f * real());
+                    if (offset != offset_kind::zero_point)
+                        zero = nibble::detail::encode_stored(scheme.storage, 8.0f * real());
                     break;
                 case scale_storage::e8m0: scale = static_cast<std::uint32_t>(118 + r.below(10)); break;
                 case scale_storage::e4m3:
                 case scale_storage::e4m3_f32: scale = static_cast<std::uint32_t>(r.below(0x7f)); break;
-                default: scale = static_cast<std::uint32_t>(r.below(std::uint64_t{1} << scheme.bits));
-                    if (offset != offset_kind::zero_point) zero = static_cast<std::uint32_t>(r.below(std::uint64_t{1} << scheme.bits));
+                default:
+                    scale = static_cast<std::uint32_t>(r.below(std::uint64_t{1} << scheme.bits));
+                    if (offset != offset_kind::zero_point)
+                        zero = static_cast<std::uint32_t>(r.below(std::uint64_t{1} << scheme.bits));
             }
             for (index n = top; n < std::min(rows, top + tall); ++n) {
                 b.set_scale(n, g, scale);
@@ -173,7 +179,8 @@ inline constexpr std::array<distribution, 7> distributions = {
             do {
                 if (format.bits == 16)  // 2^-7 .. 2^1 or zero, either sign
                     code = format.encode(format, real());
-                else code = static_cast<unsigned>(r.below(format.code_count()));
+                else
+                    code = static_cast<unsigned>(r.below(format.code_count()));
             } while (!nibble::detail::is_finite_bits(std::bit_cast<std::uint32_t>(format.value(code))));
             b.set_code(n, k, code);
         }
@@ -182,7 +189,8 @@ inline constexpr std::array<distribution, 7> distributions = {
 }
 
 /// The sizes that tails and tiles go wrong at. 17 of them, a prime: see covering_shapes.
-inline constexpr std::array<nibble::index, 17> sizes = {0, 1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 257, 300};
+inline constexpr std::array<nibble::index, 17> sizes = {0,  1,  2,  3,  7,   15,  16,  17, 31,
+                                                        33, 63, 64, 65, 127, 129, 257, 300};
 
 struct shape {
     nibble::index n, k, m;
@@ -192,7 +200,8 @@ struct shape {
 [[nodiscard]] inline std::vector<shape> covering_shapes() {
     std::vector<shape> all;
     for (std::size_t i = 0; i < sizes.size(); ++i)
-        for (std::size_t j = 0; j < sizes.size(); ++j) all.push_back({sizes[i], sizes[j], sizes[(i + 3 * j) % sizes.size()]});
+        for (std::size_t j = 0; j < sizes.size(); ++j)
+            all.push_back({sizes[i], sizes[j], sizes[(i + 3 * j) % sizes.size()]});
     return all;
 }
 

@@ -58,12 +58,14 @@ struct weights {
     float unit = 0.0f;
     nibble::offset_kind offset_kind = nibble::offset_kind::none;
     int exponent = 0;
-    std::vector<unsigned> code;         // [n][k]
-    std::vector<float> value;           // [n][k]: of the code at scale 1
-    std::vector<float> scale, offset;   // [n][group]
+    std::vector<unsigned> code;        // [n][k]
+    std::vector<float> value;          // [n][k]: of the code at scale 1
+    std::vector<float> scale, offset;  // [n][group]
 
     [[nodiscard]] std::size_t at(index row, index col) const { return static_cast<std::size_t>(row * k + col); }
-    [[nodiscard]] std::size_t group_at(index row, index col) const { return static_cast<std::size_t>(row * groups + col / group); }
+    [[nodiscard]] std::size_t group_at(index row, index col) const {
+        return static_cast<std::size_t>(row * groups + col / group);
+    }
 };
 
 [[nodiscard]] inline weights read(const nibble::qmatrix& w) {
@@ -160,9 +162,9 @@ struct exact_result {
 
 /// How a class treats a format: the table at the top of detail/kernels/product.inl.hpp.
 struct path {
-    int bits = 0;          // of the activations: 8, 16 or 24; 0: they stay floats
-    bool integers = false; // sums of integers; else a chain of fma on the values of the codes
-    bool strict = false;   // a chain of fma on decoded weights
+    int bits = 0;           // of the activations: 8, 16 or 24; 0: they stay floats
+    bool integers = false;  // sums of integers; else a chain of fma on the values of the codes
+    bool strict = false;    // a chain of fma on decoded weights
 };
 
 [[nodiscard]] inline path path_of(const weights& w, nibble::compute c) {
@@ -174,7 +176,9 @@ struct path {
 }
 
 /// The largest integer of balanced base-256 digits: 127 (1 + 256 + 65536).
-[[nodiscard]] inline std::int64_t largest_activation(int bits) { return bits == 8 ? 127 : bits == 16 ? 32639 : 8355711; }
+[[nodiscard]] inline std::int64_t largest_activation(int bits) {
+    return bits == 8 ? 127 : bits == 16 ? 32639 : 8355711;
+}
 
 /// Columns of W at which sub-blocks begin, and K: groups, cut at 256.
 [[nodiscard]] inline std::vector<index> sub_blocks(const weights& w) {
@@ -186,9 +190,9 @@ struct path {
 }
 
 struct rounded_block {
-    float step = 0.0f;             // s_a
+    float step = 0.0f;  // s_a
     std::vector<std::int64_t> q;
-    bool hostile = false;          // the column cannot be carried: one activation hides the rest, or all are too small
+    bool hostile = false;  // the column cannot be carried: one activation hides the rest, or all are too small
 };
 
 [[nodiscard]] inline rounded_block round_activations(const float* x, index n, int bits, bool integers) {
@@ -209,7 +213,8 @@ struct rounded_block {
     index others = -1;
     for (index i = 0; i < n; ++i) {
         const double t = static_cast<double>(rounded_product(x[i], inverse));
-        const double whole = std::nearbyint(std::min(std::max(t, -static_cast<double>(limit)), static_cast<double>(limit)));
+        const double whole =
+            std::nearbyint(std::min(std::max(t, -static_cast<double>(limit)), static_cast<double>(limit)));
         r.q.push_back(static_cast<std::int64_t>(whole));
         const std::int64_t a = r.q.back() < 0 ? -r.q.back() : r.q.back();
         sum += a;
@@ -226,7 +231,9 @@ struct formula_result {
 };
 
 /// x * 2^e, rounded once.
-[[nodiscard]] inline float times_power(float x, int e) { return static_cast<float>(std::ldexp(static_cast<double>(x), e)); }
+[[nodiscard]] inline float times_power(float x, int e) {
+    return static_cast<float>(std::ldexp(static_cast<double>(x), e));
+}
 
 [[nodiscard]] inline float canonical(float x) {
     const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
@@ -258,7 +265,8 @@ struct formula_result {
 
 [[nodiscard]] inline bool all_finite(const std::vector<float>& x) {
     std::uint32_t largest = 0;
-    for (std::size_t i = 0; i < x.size(); ++i) largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+    for (std::size_t i = 0; i < x.size(); ++i)
+        largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
     return largest < 0x7f800000u;
 }
 
@@ -301,7 +309,8 @@ struct formula_result {
                 std::int64_t v = static_cast<std::int64_t>(w.code[w.at(n, k)]);
                 if (w.offset_kind == nibble::offset_kind::zero_point) v -= static_cast<std::int64_t>(w.offset[g]);
                 if (w.offset_kind == nibble::offset_kind::none)
-                    v = static_cast<std::int64_t>(static_cast<double>(w.value[w.at(n, k)]) / static_cast<double>(w.unit));
+                    v = static_cast<std::int64_t>(static_cast<double>(w.value[w.at(n, k)]) /
+                                                  static_cast<double>(w.unit));
                 sum += q;
                 dot += v * q;
             }
@@ -321,7 +330,8 @@ struct formula_result {
 // --- the bound -----------------------------------------------------------------------------------------------------
 
 /// |product - exact| for each row, for a column that `strict` says went to strict_f32 or not.
-[[nodiscard]] inline std::vector<double> error_bound(const weights& w, const std::vector<float>& x, nibble::compute c, bool strict) {
+[[nodiscard]] inline std::vector<double> error_bound(const weights& w, const std::vector<float>& x, nibble::compute c,
+                                                     bool strict) {
     const default_environment environment;
     constexpr double u = 0x1p-24;
     const path p = path_of(w, c);
@@ -332,7 +342,8 @@ struct formula_result {
         double magnitude = 0.0;
         double roundings = static_cast<double>(w.k) + 3.0;
         if (!strict && !p.strict) {
-            const bool twice = w.offset_kind == nibble::offset_kind::minimum || w.offset_kind == nibble::offset_kind::float_zero;
+            const bool twice =
+                w.offset_kind == nibble::offset_kind::minimum || w.offset_kind == nibble::offset_kind::float_zero;
             roundings = static_cast<double>(begins.size()) * (twice ? 2.0 : 1.0) + 6.0;
             if (!p.integers) roundings += static_cast<double>(std::min<index>(256, std::min(w.group, w.k)));
         }

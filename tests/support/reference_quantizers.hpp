@@ -1,11 +1,13 @@
 // Quantizers restated from the definitions of their formats, without a line of the library: what tests compare with.
 //
 // Single-precision steps are written as double arithmetic rounded once: for one + - * / of floats that is the correctly
-// rounded result, and no compiler flag (-ffast-math, fused multiply-add) changes it.
+// rounded result. The volatile variables keep compilers from making floats of it again, which they then would contract
+// (-march=native) or reassociate (-ffast-math). What touches subnormal numbers also needs a default_environment.
 #pragma once
 
 #include <algorithm>
 #include <bit>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -19,14 +21,40 @@ namespace reference {
 
 // --- arithmetic ---------------------------------------------------------------------------------------------------
 
+/// Rounding to nearest with subnormal numbers, for as long as it lives. Programs built with -ffast-math flush them.
+class default_environment {
+public:
+    default_environment() {
+        std::fegetenv(&saved_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    default_environment(const default_environment&) = delete;
+    default_environment& operator=(const default_environment&) = delete;
+    ~default_environment() { std::fesetenv(&saved_); }
+
+private:
+    std::fenv_t saved_{};
+};
+
+[[nodiscard]] inline float rounded(double x) {
+    const volatile float r = static_cast<float>(x);
+    return r;
+}
 [[nodiscard]] inline float times(float a, float b) {
-    return static_cast<float>(static_cast<double>(a) * static_cast<double>(b));
+    const volatile double x = static_cast<double>(a);
+    const volatile double product = x * static_cast<double>(b);
+    return rounded(product);
 }
 [[nodiscard]] inline float over(float a, float b) {
-    return static_cast<float>(static_cast<double>(a) / static_cast<double>(b));
+    const volatile double x = static_cast<double>(a);
+    const volatile double y = static_cast<double>(b);
+    const volatile double quotient = x / y;
+    return rounded(quotient);
 }
 [[nodiscard]] inline float plus(float a, float b) {
-    return static_cast<float>(static_cast<double>(a) + static_cast<double>(b));
+    const volatile double x = static_cast<double>(a);
+    const volatile double sum = x + static_cast<double>(b);
+    return rounded(sum);
 }
 [[nodiscard]] inline float minus(float a, float b) { return plus(a, -b); }
 
@@ -235,6 +263,103 @@ enum class shared_exponent { floor, even, ceil, rceil };
     group g{times(static_cast<float>(e4m3.value(code)), tensor_scale), static_cast<float>(code), {}};
     g.codes = encoded(x, reciprocal(g.scale), encoder_of("fp4_e2m1"));
     return g;
+}
+
+// --- the searches of ggml -----------------------------------------------------------------------------------------
+
+/// Signed scales (make_qx_quants with weights): 19 trials around -half / (value of largest magnitude).
+[[nodiscard]] inline float search_scale(const std::vector<float>& x, const std::vector<float>& w, int half) {
+    float largest = 0.0f;
+    for (const float v : x)
+        if (std::fabs(v) > std::fabs(largest)) largest = v;
+    if (std::fabs(largest) < 1e-15f) return 0.0f;
+    float scale = 0.0f;
+    float best = 0.0f;
+    bool first = true;
+    const auto attempt = [&](float numerator) {
+        const float inv = over(-numerator, largest);
+        float lx = 0.0f;
+        float l2 = 0.0f;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            const int q = clamped(nearest_even(static_cast<double>(times(inv, x[i]))), -half, half - 1);
+            const float l = static_cast<float>(q);
+            lx = plus(lx, times(times(w[i], x[i]), l));
+            l2 = plus(l2, times(times(w[i], l), l));
+        }
+        if (first) {
+            scale = l2 != 0.0f ? over(lx, l2) : 0.0f;
+            best = times(scale, lx);
+        } else if (l2 > 0.0f && times(lx, lx) > times(best, l2)) {
+            scale = over(lx, l2);
+            best = times(scale, lx);
+        }
+        first = false;
+    };
+    attempt(static_cast<float>(half));
+    for (int k = -9; k <= 9; ++k)
+        if (k != 0) attempt(plus(static_cast<float>(half), times(0.1f, static_cast<float>(k))));
+    return scale;
+}
+
+/// Scales and minima (make_qkx2_quants): a trial for each of `steps` + 1 ranges, refitted by weighted least squares.
+[[nodiscard]] inline group search_minimum(const std::vector<float>& x, const std::vector<float>& w, int last,
+                                          float rmin, float rdelta, int steps, bool absolute) {
+    const extremes e = extremes_of(x);
+    const float high = e.high;
+    float low = std::min(0.0f, e.low);
+    float sum_w = 0.0f;
+    float sum_x = 0.0f;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        sum_w = i == 0 ? w[0] : plus(sum_w, w[i]);
+        sum_x = i == 0 ? times(w[0], x[0]) : plus(sum_x, times(w[i], x[i]));
+    }
+    if (high <= low) return {0.0f, low, {}};
+    const auto codes_for = [&](float inv) {
+        std::vector<float> l;
+        for (const float v : x)
+            l.push_back(
+                static_cast<float>(clamped(nearest_even(static_cast<double>(times(inv, minus(v, low)))), 0, last)));
+        return l;
+    };
+    const auto error_of = [&](float scale, float minimum, const std::vector<float>& l) {
+        float sum = 0.0f;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            const float d = minus(plus(times(scale, l[i]), minimum), x[i]);
+            sum = plus(sum, times(w[i], absolute ? std::fabs(d) : times(d, d)));
+        }
+        return sum;
+    };
+    const float top = static_cast<float>(last);
+    const float first = over(top, minus(high, low));
+    float scale = over(1.0f, first);
+    float best = error_of(scale, low, codes_for(first));
+    for (int k = 0; k <= steps; ++k) {
+        const float numerator = plus(plus(rmin, times(rdelta, static_cast<float>(k))), top);
+        const std::vector<float> l = codes_for(over(numerator, minus(high, low)));
+        float a = 0.0f;
+        float b = 0.0f;
+        float c = 0.0f;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            a = plus(a, times(w[i], l[i]));
+            b = plus(b, times(times(w[i], l[i]), l[i]));
+            c = plus(c, times(times(w[i], l[i]), x[i]));
+        }
+        const float determinant = minus(times(sum_w, b), times(a, a));
+        if (!(determinant > 0.0f)) continue;
+        float this_scale = over(minus(times(sum_w, c), times(sum_x, a)), determinant);
+        float this_low = over(minus(times(b, sum_x), times(a, c)), determinant);
+        if (this_low > 0.0f) {
+            this_low = 0.0f;
+            this_scale = over(c, b);
+        }
+        const float error = error_of(this_scale, this_low, l);
+        if (error < best) {
+            best = error;
+            scale = this_scale;
+            low = this_low;
+        }
+    }
+    return {scale, low, {}};
 }
 
 // --- double quantization ------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ NIBBLE_FP_BEGIN
 /// out[r * out_stride + c] = element (first_row + r, first_col + c). Walks memory along the view's shorter stride.
 NIBBLE_NOINLINE inline void load_block(const const_view& v, index first_row, index rows, index first_col, index cols,
                                        float* out, index out_stride) noexcept {
+    if (rows == 0 || cols == 0) return;  // memcpy may not be given a null pointer, not even for 0 bytes
     if (v.type == scalar_type::f32 && v.col_stride == 1) {
         for (index r = 0; r < rows; ++r)
             std::memcpy(out + r * out_stride, v.at(first_row + r, first_col), static_cast<std::size_t>(cols) * 4);

@@ -323,10 +323,10 @@ private:
 
     [[nodiscard]] std::string nearest(std::string_view name) const {
         if (tensors_.empty()) return "; the file has no tensors";
-        constexpr auto far = (std::numeric_limits<std::size_t>::max)();
+        constexpr auto furthest = (std::numeric_limits<std::size_t>::max)();
         struct candidate {
             const tensor* what = nullptr;
-            std::size_t distance = far;
+            std::size_t distance = furthest;
         };
         std::array<candidate, 3> best{};
         for (const tensor& t : tensors_) {

@@ -108,6 +108,7 @@ struct affine_search {
 [[nodiscard]] inline group_scale search_affine(std::span<const float> x, const float* w, const affine_search& p,
                                                std::uint8_t* codes) noexcept {
     const std::size_t n = x.size();
+    if (n == 0) return {};
     const float nmax = static_cast<float>(p.nmax);
     float low = x[0];
     float high = x[0];

@@ -1,0 +1,178 @@
+#include "data.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <random>
+#include <utility>
+
+#include <nibble/io/safetensors.hpp>
+
+namespace bench {
+namespace {
+
+namespace fs = std::filesystem;
+namespace safetensors = nibble::io::safetensors;
+
+constexpr Eigen::Index synthetic_tokens = 128;
+constexpr std::string_view weight_suffix = ".weight";
+constexpr std::string_view input_suffix = ".eval_input";
+
+bool ends_with(const std::string& text, std::string_view suffix) { return std::string_view(text).ends_with(suffix); }
+
+std::string without_suffix(const std::string& text, std::string_view suffix) {
+    return ends_with(text, suffix) ? text.substr(0, text.size() - suffix.size()) : text;
+}
+
+[[noreturn]] void refuse(const fs::path& file, const std::string& why) { throw bad_input(file.string() + ": " + why); }
+
+safetensors::file open_file(const fs::path& path) {
+    auto file = safetensors::open(path);
+    if (!file) {
+        const nibble::failure& why = file.failure();  // names the file
+        const bool damaged = why.code == nibble::errc::malformed;
+        throw bad_input("expected a safetensors file: " + why.message +
+                        (damaged ? " (at byte " + std::to_string(why.offset) + ")" : ""));
+    }
+    return std::move(file).value();
+}
+
+// A [rows, cols] tensor of floats, copied. `meaning` says what the two dimensions are.
+row_matrix read_matrix(const fs::path& file, const safetensors::tensor& t, const std::string& meaning) {
+    if (t.shape.size() != 2)
+        refuse(file, "tensor \"" + t.name + "\" must have two dimensions " + meaning + ", found " + t.describe());
+    std::vector<float> values;
+    if (const nibble::status read = t.to_floats(values); !read) refuse(file, read.message());
+    if (values.empty()) refuse(file, "tensor \"" + t.name + "\" is empty: " + t.describe());
+    const auto bad = std::find_if_not(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+    if (bad != values.end())
+        refuse(file, "tensor \"" + t.name + "\" must be finite, element " + std::to_string(bad - values.begin()) +
+                         " is " + std::to_string(*bad));
+    return Eigen::Map<const row_matrix>(values.data(), static_cast<Eigen::Index>(t.shape[0]),
+                                        static_cast<Eigen::Index>(t.shape[1]));
+}
+
+struct located {
+    const safetensors::tensor* tensor = nullptr;
+    const fs::path* file = nullptr;
+};
+
+layer read_layer(const std::string& name, const located& weight, const located& input) {
+    layer l;
+    l.name = name;
+    l.weights = read_matrix(*weight.file, *weight.tensor, "[out, in]");
+    const row_matrix tokens = read_matrix(*input.file, *input.tensor, "[tokens, in]");
+    if (tokens.cols() != l.weights.cols())
+        refuse(*input.file, "activations \"" + input.tensor->name + "\" must be [tokens, " +
+                                std::to_string(l.weights.cols()) + "] to go with \"" + weight.tensor->name + "\" " +
+                                weight.tensor->describe() + ", found " + input.tensor->describe());
+    l.activations = tokens.transpose();
+    return l;
+}
+
+// Layers in the order of their weights in the files, which are sorted by name.
+std::vector<layer> paired_layers(const std::vector<fs::path>& paths, const std::vector<safetensors::file>& files) {
+    std::map<std::string, located> inputs;
+    for (std::size_t i = 0; i < files.size(); ++i)
+        for (const safetensors::tensor& t : files[i].tensors())
+            if (ends_with(t.name, input_suffix)) inputs[without_suffix(t.name, input_suffix)] = {&t, &paths[i]};
+    std::vector<layer> layers;
+    for (std::size_t i = 0; i < files.size(); ++i) {
+        for (const safetensors::tensor& t : files[i].tensors()) {
+            const std::string name = without_suffix(t.name, weight_suffix);
+            const auto input = inputs.find(name);
+            if (ends_with(t.name, weight_suffix) && input != inputs.end())
+                layers.push_back(read_layer(name, {&t, &paths[i]}, input->second));
+        }
+    }
+    return layers;
+}
+
+const safetensors::tensor& find_tensor(const fs::path& path, const safetensors::file& file, const std::string& name) {
+    auto found = file.at(name);
+    if (!found) refuse(path, found.failure().message);
+    return *found.value();
+}
+
+}  // namespace
+
+double dataset::weight_count() const {
+    double count = 0.0;
+    for (const layer& l : layers) count += static_cast<double>(l.weights.size());
+    return count;
+}
+
+Eigen::Index dataset::token_count() const {
+    Eigen::Index most = 0;
+    for (const layer& l : layers) most = (std::max)(most, l.activations.cols());
+    return most;
+}
+
+dataset load_directory(const fs::path& directory, const std::string& name) {
+    std::error_code why;
+    std::vector<fs::path> paths;
+    for (fs::directory_iterator at(directory, why), end; !why && at != end; at.increment(why))
+        if (at->path().extension() == ".safetensors") paths.push_back(at->path());
+    if (why) throw bad_input(directory.string() + ": expected a directory with *.safetensors files: " + why.message());
+    if (paths.empty()) throw bad_input(directory.string() + ": expected *.safetensors files, found none");
+    std::sort(paths.begin(), paths.end());
+
+    std::vector<safetensors::file> files;
+    dataset data;
+    for (const fs::path& path : paths) {
+        files.push_back(open_file(path));
+        data.files.push_back(path.string());
+    }
+    data.layers = paired_layers(paths, files);
+    if (data.layers.empty())
+        throw bad_input(
+            directory.string() +
+            ": expected tensors NAME.weight [out, in] with NAME.eval_input [tokens, in], found no such pair");
+    data.description = name;
+    return data;
+}
+
+dataset load_file(const input_request& request) {
+    std::vector<safetensors::file> files;
+    files.push_back(open_file(request.file));
+    const safetensors::file& file = files.front();
+    dataset data;
+    data.description = request.file.string();
+    data.files = {request.file.string()};
+    if (request.weight.empty()) {
+        data.layers = paired_layers({request.file}, files);
+        if (data.layers.empty())
+            refuse(request.file,
+                   "expected tensors NAME.weight [out, in] with NAME.eval_input [tokens, in], found no such pair in " +
+                       std::to_string(file.tensors().size()) +
+                       " tensors; name your own with --weight and --activations");
+        return data;
+    }
+
+    const safetensors::tensor& weight = find_tensor(request.file, file, request.weight);
+    const std::string name = without_suffix(request.weight, weight_suffix);
+    const safetensors::tensor* input = request.activations.empty()
+                                           ? file.find(name + std::string(input_suffix))
+                                           : &find_tensor(request.file, file, request.activations);
+    if (input != nullptr) {
+        data.layers.push_back(read_layer(name, {&weight, &request.file}, {input, &request.file}));
+    } else {
+        layer l;
+        l.name = name;
+        l.weights = read_matrix(request.file, weight, "[out, in]");
+        l.activations = normal_matrix(synthetic_tokens, l.weights.cols(), 1.0f, 7).transpose();
+        data.layers.push_back(std::move(l));
+        data.synthetic_activations = true;
+    }
+    return data;
+}
+
+row_matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, float sigma, unsigned seed) {
+    std::mt19937 generator(seed);
+    std::normal_distribution<float> normal(0.0f, sigma);
+    row_matrix m(rows, cols);
+    for (Eigen::Index i = 0; i < m.size(); ++i) m.data()[i] = normal(generator);
+    return m;
+}
+
+}  // namespace bench

@@ -1,0 +1,84 @@
+// nibble_bench: which format shall I take? Compares them on real weights and activations; ./bench/run builds and runs
+// it.
+//
+// Exit codes: 0 all is well; 1 an option, a file or the disk is wrong; 2 a product disagrees with the reference;
+// 130 Ctrl-C.
+
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <new>
+
+#include <CLI/CLI.hpp>
+
+#include "options.hpp"
+#include "output_file.hpp"
+#include "report.hpp"
+
+namespace {
+
+constexpr int bad_input_code = 1;
+constexpr int wrong_code = 2;
+constexpr int interrupted_code = 130;
+
+int run(const bench::command_line& line) {
+    if (line.list) {
+        bench::print(bench::list_text());
+        return 0;
+    }
+    const bench::settings s = bench::check_settings(line);
+    // Before the long work: files that cannot be read or written are reported now.
+    const bench::dataset data =
+        line.input.file.empty()
+            ? bench::load_directory(NIBBLE_BENCH_DATA_DIR, "layer 3 of all-MiniLM-L6-v2 (bench/data)")
+            : bench::load_file(line.input);
+    std::unique_ptr<bench::output_file> json, csv;
+    if (line.json) json = std::make_unique<bench::output_file>(line.json_file);
+    if (!line.csv_file.empty()) csv = std::make_unique<bench::output_file>(line.csv_file);
+
+    bench::catch_interrupts();
+    bench::progress shown;
+    const bench::results measured = bench::compare_formats(data, s, shown);
+    shown.clear();
+
+    const bench::environment where = bench::describe_environment();
+    const bench::report report{where, data, s, measured};
+    if (json) json->commit(bench::json_text(report));
+    if (csv) csv->commit(bench::csv_text(report));
+    bench::print(line.csv && !csv ? bench::csv_text(report) : bench::table_text(report));
+    if (measured.any_wrong()) return wrong_code;
+    return measured.complete ? 0 : interrupted_code;
+}
+
+int complain(const char* what) {
+    std::fprintf(stderr, "nibble_bench: %s\n", what);
+    return bad_input_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        CLI::App app;
+        bench::command_line line;
+        bench::describe_options(app, line);
+        try {
+            app.parse(argc, argv);
+        } catch (const CLI::CallForHelp&) {
+            bench::print(app.help());
+            return 0;
+        } catch (const CLI::ParseError& e) {
+            return complain((std::string(e.what()) + " (--help lists the options)").c_str());
+        }
+        return run(line);
+    } catch (const bench::interrupted& e) {
+        complain(e.what());
+        return interrupted_code;
+    } catch (const std::bad_alloc&) {
+        return complain("out of memory; compare fewer formats with --format, or a smaller --shape");
+    } catch (const std::exception& e) {
+        return complain(e.what());
+    } catch (...) {
+        return complain("unknown error");
+    }
+}

@@ -1,0 +1,23 @@
+# The program of every consumer project: warnings of nibble's headers would be errors in it.
+set(PROGRAM small CACHE STRING "program or small")
+function(add_consumer)
+  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
+  add_executable(consumer ${here}/${PROGRAM}.cpp)
+  target_link_libraries(consumer PRIVATE nibble::nibble)
+  target_compile_options(consumer PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Werror)
+  if(DEFINED EXPECT_EIGEN)
+    target_compile_definitions(consumer PRIVATE EXPECT_EIGEN=${EXPECT_EIGEN})
+  endif()
+  if(WITH_IO)
+    target_sources(consumer PRIVATE ${here}/io.cpp)
+    target_link_libraries(consumer PRIVATE nibble::io)
+  endif()
+endfunction()
+
+# An Eigen that the project has made itself, from the headers in PARENT_EIGEN.
+if(PARENT_EIGEN)
+  add_library(parents_eigen INTERFACE)
+  add_library(Eigen3::Eigen ALIAS parents_eigen)
+  target_include_directories(parents_eigen SYSTEM INTERFACE ${PARENT_EIGEN})
+  target_compile_definitions(parents_eigen INTERFACE WHICH_Eigen3=1)
+endif()

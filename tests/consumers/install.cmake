@@ -1,0 +1,23 @@
+# cmake -DBUILD=... -DPREFIX=... -P install.cmake
+# Installs nibble into a fresh PREFIX, which then holds the headers, the package and the licence, and nothing else.
+file(REMOVE_RECURSE "${PREFIX}")
+execute_process(COMMAND ${CMAKE_COMMAND} --install "${BUILD}" --prefix "${PREFIX}"
+  OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
+file(GLOB_RECURSE files RELATIVE "${PREFIX}" "${PREFIX}/*")
+set(headers "^include/nibble/.*\\.hpp$")
+set(package "^share/cmake/nibble/nibble[A-Za-z]*\\.cmake$")
+foreach(file IN LISTS files)
+  if(NOT file MATCHES "${headers}|${package}|^share/licenses/nibble/LICENSE$")
+    message(SEND_ERROR "installed a file that is none of nibble's: ${file}")
+  endif()
+endforeach()
+file(GLOB texts "${PREFIX}/share/cmake/nibble/*.cmake")
+foreach(text IN LISTS texts)
+  file(READ "${text}" content)
+  foreach(path "${BUILD}" "${PREFIX}")
+    string(FIND "${content}" "${path}" at)
+    if(NOT at EQUAL -1)
+      message(SEND_ERROR "${text} names the path ${path}: the prefix could not be moved")
+    endif()
+  endforeach()
+endforeach()
