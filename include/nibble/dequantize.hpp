@@ -1,8 +1,6 @@
 // A qmatrix back to floats: exactly the values that its format defines.
 #pragma once
 
-#include <vector>
-
 #include "detail/dispatch.hpp"
 #include "detail/fp_environment.hpp"
 #include "eigen.hpp"
@@ -13,28 +11,26 @@ namespace detail {
 
 NIBBLE_FP_BEGIN
 
-NIBBLE_NOINLINE inline void dequantize_panel(const qmatrix& w, index panel, std::vector<std::uint8_t>& codes, const float_view& out) {
+NIBBLE_NOINLINE inline void dequantize_panel(const qmatrix& w, index panel, const float_view& out) {
+    constexpr index chunk = 64;  // columns at a time, a whole number of k-quads
     const layout& l = w.layout();
     const code_format& f = w.format();
     const bool wide = f.decode == decode_class::wide;
-    const index positions = l.cols == 0 ? 0 : l.position(l.cols - 1) / 4 * 4 + 4;
-    codes.resize(static_cast<std::size_t>(positions * 16 * (wide ? 2 : 1)));
-    active_kernels().unpack(w.panel(panel), l.bits, positions, codes.data());
     const index live = (std::min)(panel_rows, l.rows - panel * panel_rows);
+    float codes[16 * chunk];
     float scale[16];
     float offset[16];
     for (index g = 0; g < l.groups; ++g) {
         w.expand_scales(panel, g, 1, scale, offset);
-        for (index k = l.group_begin(g); k < l.group_end(g); ++k) {
-            const std::uint8_t* line = codes.data() + 16 * l.position(k) * (wide ? 2 : 1);
-            for (index r = 0; r < live; ++r) {
-                unsigned code = line[r];
-                if (wide) {
-                    std::uint16_t u;
-                    std::memcpy(&u, line + 2 * r, 2);
-                    code = u;
+        for (index first = l.group_begin(g); first < l.group_end(g); first += chunk) {
+            const index n = (std::min)(chunk, l.group_end(g) - first);
+            const index position = l.position(first);
+            if (!wide) active_kernels().read(w.panel(panel), l.bits, position / 4, ceil_div(n, 4), {nullptr, nullptr}, codes);
+            for (index i = 0; i < n; ++i) {
+                for (int r = 0; r < live; ++r) {
+                    const unsigned code = wide ? get_code(w.panel(panel), 16, r, position + i) : static_cast<unsigned>(codes[16 * i + r]);
+                    out.at(panel * panel_rows + r, first + i) = decode_weight(f, w.offset_type(), code, scale[r], offset[r]);
                 }
-                out.at(panel * panel_rows + r, k) = decode_weight(f, w.offset_type(), code, scale[r], offset[r]);
             }
         }
     }
@@ -55,8 +51,7 @@ NIBBLE_API void dequantize(const qmatrix& w, const float_view& out) {
     if (out.data == nullptr && out.rows != 0 && out.cols != 0)
         detail::fail(errc::invalid_argument, "dequantize: the output is a null pointer");
     const detail::fp_environment environment;
-    std::vector<std::uint8_t> codes;
-    for (index p = 0; p < w.layout().panels; ++p) detail::dequantize_panel(w, p, codes, out);
+    for (index p = 0; p < w.layout().panels; ++p) detail::dequantize_panel(w, p, out);
 }
 #endif
 

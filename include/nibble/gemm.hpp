@@ -48,24 +48,23 @@ inline constexpr std::uint32_t canonical_nan = 0x7fc00000u;
 class panel_product {
 public:
     panel_product(const qmatrix& w, const activations& x) : w_(w), x_(x), kernels_(active_kernels()) {
-        const layout& l = w.layout();
-        positions_ = l.cols == 0 ? 0 : l.position(l.cols - 1) / 4 * 4 + 4;
-        codes_.resize(static_cast<std::size_t>(positions_ * 16 * (l.bits == 16 ? 2 : 1)));
         values_.resize(static_cast<std::size_t>(16 * sub_block));
         accumulator_.resize(static_cast<std::size_t>(16 * x.cols));
         strict_.resize(16 * x.strict_columns.size());
         const code_format& f = w.format();
-        if (w.offset_type() != offset_kind::none) return;
-        if (x.path.digits > 0) {
-            table_.resize(f.code_count());
-            const float per_unit = 1.0f / f.unit;
-            for (unsigned u = 0; u < f.code_count(); ++u) table_[u] = f.values[u] * per_unit;
+        if (w.offset_type() != offset_kind::none || f.decode == decode_class::wide) return;
+        if (f.decode == decode_class::integer && f.values[1] - f.values[0] == 1.0f) {  // u + base: no table needed
+            for (float& z : base_) z = -f.values[0];
+            return;
         }
+        table_.resize(f.code_count() < 16 ? 16 : f.code_count());  // kernels read whole vectors of it
+        const float per_unit = x.path.digits > 0 ? 1.0f / f.unit : 1.0f;
+        for (unsigned u = 0; u < f.code_count(); ++u) table_[u] = f.values[u] * per_unit;
     }
 
     NIBBLE_NOINLINE void run(index panel, const float_view& y) {
         const layout& l = w_.layout();
-        kernels_.unpack(w_.panel(panel), l.bits, positions_, codes_.data());
+        panel_ = w_.panel(panel);
         std::fill(accumulator_.begin(), accumulator_.end(), 0.0f);
         std::fill(strict_.begin(), strict_.end(), 0.0f);
         index group = -1;
@@ -87,7 +86,6 @@ public:
 
 private:
     void multiply(index b, index first) {
-        const layout& l = w_.layout();
         const code_format& f = w_.format();
         const index n = x_.length(b);
         float scale[16];
@@ -99,8 +97,8 @@ private:
         } else {
             const bool zero = w_.offset_type() == offset_kind::zero_point;
             const bool raw = w_.offset_type() != offset_kind::none;
-            const value_map map{raw ? nullptr : x_.path.digits > 0 ? table_.data() : f.values, zero ? offset_ : nullptr};
-            kernels_.map_values(codes_.data() + 16 * l.position(first), n, map, values_.data());
+            const float* subtracted = zero ? offset_ : !raw && table_.empty() ? base_ : nullptr;
+            read(first, n, {raw || table_.empty() ? nullptr : table_.data(), subtracted});
             const float unit = raw || x_.path.digits == 0 ? 1.0f : f.unit;
             for (int r = 0; r < 16; ++r) scale[r] = scale_[r] * unit;
             if (w_.offset_type() == offset_kind::minimum) {
@@ -123,16 +121,17 @@ private:
     }
 
     void multiply_strict(index b, index first) {
-        const layout& l = w_.layout();
         const index n = x_.length(b);
         if (w_.format().decode == decode_class::wide) {
             decode_wide(first, n);
         } else {
-            const std::uint8_t* codes = codes_.data() + 16 * l.position(first);
-            for (index i = 0; i < n; ++i)
-                for (int r = 0; r < 16; ++r)
-                    values_[static_cast<std::size_t>(16 * i + r)] =
-                        decode_weight(w_.format(), w_.offset_type(), codes[16 * i + r], scale_[r], offset_[r]);
+            read(first, n, {nullptr, nullptr});
+            for (index i = 0; i < n; ++i) {
+                for (int r = 0; r < 16; ++r) {
+                    float& v = values_[static_cast<std::size_t>(16 * i + r)];
+                    v = decode_weight(w_.format(), w_.offset_type(), static_cast<unsigned>(v), scale_[r], offset_[r]);
+                }
+            }
         }
         block_product p{};
         p.values = values_.data();
@@ -143,13 +142,18 @@ private:
         kernels_.strict(p);
     }
 
+    /// Values, or with no table codes as floats, of the columns [first, first + n) of this panel. A sub-block starts at a
+    /// k-quad; what its last quad holds beyond n is not used.
+    void read(index first, index n, const value_map& map) noexcept {
+        const layout& l = w_.layout();
+        kernels_.read(panel_, l.bits, l.position(first) / 4, ceil_div(n, 4), map, values_.data());
+    }
+
     void decode_wide(index first, index n) noexcept {
-        const std::uint8_t* codes = codes_.data() + 32 * w_.layout().position(first);
-        for (index i = 0; i < 16 * n; ++i) {
-            std::uint16_t u;
-            std::memcpy(&u, codes + 2 * i, 2);
-            values_[static_cast<std::size_t>(i)] = w_.format().decode_wide(u);
-        }
+        const index position = w_.layout().position(first);
+        for (index i = 0; i < n; ++i)
+            for (int r = 0; r < 16; ++r)
+                values_[static_cast<std::size_t>(16 * i + r)] = w_.format().decode_wide(get_code(panel_, 16, r, position + i));
     }
 
     static void store(const float* line, index live, index panel, index j, int exponent, const float_view& y) noexcept {
@@ -163,11 +167,11 @@ private:
     const qmatrix& w_;
     const activations& x_;
     const kernel_table& kernels_;
-    index positions_ = 0;
-    std::vector<std::uint8_t> codes_;
+    const std::uint8_t* panel_ = nullptr;
     std::vector<float> values_, accumulator_, strict_, table_;
     float scale_[16];
     float offset_[16];
+    float base_[16];
 };
 
 NIBBLE_FP_END
@@ -222,6 +226,9 @@ template <eigen_expression X>
 operator*(const Eigen::DenseBase<X>& x, const transposed_qmatrix& w) {
     Eigen::Matrix<float, X::RowsAtCompileTime, Eigen::Dynamic, X::RowsAtCompileTime == 1 ? Eigen::RowMajor : Eigen::ColMajor> y(
         x.rows(), w.matrix.rows());
+    if (x.cols() != w.matrix.cols())
+        detail::fail(errc::shape_mismatch, "gemm: X is " + detail::shape_text(x.rows(), x.cols()) + ", W is " +
+                                               detail::shape_text(w.matrix.rows(), w.matrix.cols()) + ", so X * W.transpose() has no meaning");
     const eigen_view<X> view(x);
     const_view from = view.get();
     std::swap(from.rows, from.cols);

@@ -245,7 +245,9 @@ private:
     }
 
     /// -0 is kept for super-blocks that are zero as a whole (see ggml_symmetric::encode).
-    [[nodiscard]] static float not_minus_zero(float x) noexcept { return x == 0.0f ? 0.0f : x; }
+    [[nodiscard]] static float not_minus_zero(float x) noexcept {
+        return (bits_of(x) << 1) == 0 ? 0.0f : x;  // on bits: without signed zeros a compiler folds the comparison away
+    }
 
     void store_super_signed(index n, index s, index first, index count, float* scale, const float* weight) {
         const int half = 1 << (scheme_.bits - 1);

@@ -4,6 +4,10 @@ struct lanes {
     __m256 a, b;
 };
 
+struct lanes_int {
+    __m256i a, b;
+};
+
 inline constexpr int max_streams = 6;  // 12 accumulators, 2 values, 1 broadcast of 16 registers
 
 NIBBLE_INLINE lanes load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -18,6 +22,35 @@ NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
 NIBBLE_INLINE lanes multiply_add_exact(lanes x, float s, lanes y) noexcept { return fma(x, set(s), y); }
+
+NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+
+NIBBLE_INLINE lanes_int load_words(const std::uint8_t* p) noexcept {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+NIBBLE_INLINE lanes_int field(lanes_int x, int shift, int mask) noexcept {
+    const __m128i count = _mm_cvtsi32_si128(shift);
+    const __m256i m = _mm256_set1_epi32(mask);
+    return {_mm256_and_si256(_mm256_srl_epi32(x.a, count), m), _mm256_and_si256(_mm256_srl_epi32(x.b, count), m)};
+}
+NIBBLE_INLINE lanes_int combine(lanes_int low, lanes_int high, int bits) noexcept {
+    const __m128i count = _mm_cvtsi32_si128(bits);
+    return {_mm256_or_si256(low.a, _mm256_sll_epi32(high.a, count)), _mm256_or_si256(low.b, _mm256_sll_epi32(high.b, count))};
+}
+NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+
+NIBBLE_INLINE __m256 look_up_half(const float* table, int size, __m256i code) noexcept {
+    if (size > 16) return _mm256_i32gather_ps(table, code, 4);
+    // vpermps takes three bits of the index; the fourth, at the sign, picks between the two halves of the table.
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), code);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), code);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+}
+/// out[r] = table[code[r]]. Tables of fewer than 16 entries are padded to 16 by whoever made them.
+NIBBLE_INLINE void look_up(const float* table, int size, lanes_int code, float* out) noexcept {
+    _mm256_storeu_ps(out, look_up_half(table, size, code.a));
+    _mm256_storeu_ps(out + 8, look_up_half(table, size, code.b));
+}
 
 NIBBLE_INLINE __m256i low_digits(__m256 d0, __m256 d1) noexcept {
     return _mm256_add_epi32(_mm256_cvttps_epi32(d0), _mm256_slli_epi32(_mm256_cvttps_epi32(d1), 8));

@@ -22,6 +22,64 @@ struct lanes {
     quad a, b, c, d;
 };
 
+#if defined(__GNUC__)
+struct lanes_int {
+    quad_int a, b, c, d;
+};
+NIBBLE_INLINE lanes_int load_words(const std::uint8_t* p) noexcept {
+    lanes_int x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+/// (x >> shift) & mask; what an arithmetic shift brings in is masked off.
+NIBBLE_INLINE lanes_int field(lanes_int x, int shift, int mask) noexcept {
+    return {(x.a >> shift) & mask, (x.b >> shift) & mask, (x.c >> shift) & mask, (x.d >> shift) & mask};
+}
+NIBBLE_INLINE lanes_int combine(lanes_int low, lanes_int high, int bits) noexcept {
+    return {low.a | (high.a << bits), low.b | (high.b << bits), low.c | (high.c << bits), low.d | (high.d << bits)};
+}
+NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept { return {to_float(x.a), to_float(x.b), to_float(x.c), to_float(x.d)}; }
+NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept { return {x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
+#else
+struct lanes_int {
+    std::int32_t v[16];
+};
+NIBBLE_INLINE lanes_int load_words(const std::uint8_t* p) noexcept {
+    lanes_int x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+NIBBLE_INLINE lanes_int field(lanes_int x, int shift, int mask) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = (x.v[r] >> shift) & mask;
+    return x;
+}
+NIBBLE_INLINE lanes_int combine(lanes_int low, lanes_int high, int bits) noexcept {
+    for (int r = 0; r < 16; ++r) low.v[r] |= high.v[r] << bits;
+    return low;
+}
+NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept {
+    float f[16];
+    for (int r = 0; r < 16; ++r) f[r] = static_cast<float>(x.v[r]);
+    lanes y;
+    std::memcpy(&y, f, sizeof y);
+    return y;
+}
+NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept {
+    float f[16], g[16];
+    std::memcpy(f, &x, sizeof f);
+    std::memcpy(g, &y, sizeof g);
+    for (int r = 0; r < 16; ++r) f[r] -= g[r];
+    std::memcpy(&x, f, sizeof x);
+    return x;
+}
+#endif
+/// out[r] = table[code[r]].
+NIBBLE_INLINE void look_up(const float* table, int, lanes_int code, float* out) noexcept {
+    std::int32_t u[16];
+    std::memcpy(u, &code, sizeof u);
+    for (int r = 0; r < 16; ++r) out[r] = table[u[r]];
+}
+
 /// Streams that one pass over a sub-block can sum without running out of registers.
 inline constexpr int max_streams = 3;
 

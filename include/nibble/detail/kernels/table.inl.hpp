@@ -3,6 +3,5 @@ inline constexpr kernel_table kernels = {
     {&multiply_digits<1>, &multiply_digits<2>, &multiply_digits<3>},
     &multiply_chain,
     &multiply_strict,
-    &unpack_codes,
-    &map_codes,
+    &read_quads,
 };

@@ -30,8 +30,9 @@ struct kernel_table {
     void (*digits[3])(const block_product&) noexcept;  // 1, 2 and 3 base-256 digits
     void (*chain)(const block_product&) noexcept;
     void (*strict)(const block_product&) noexcept;
-    void (*unpack)(const std::uint8_t* panel, int bits, std::ptrdiff_t positions, std::uint8_t* codes) noexcept;
-    void (*map_values)(const std::uint8_t* codes, std::ptrdiff_t length, const value_map& map, float* values) noexcept;
+    /// Lines of values of the positions 4 * first .. 4 * (first + quads) - 1 of a panel; codes of at most 8 bits.
+    void (*read)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const value_map& map,
+                 float* values) noexcept;
 };
 
 }  // namespace nibble::detail
