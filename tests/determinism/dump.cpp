@@ -29,7 +29,7 @@ using nibble::compute;
 using nibble::qmatrix;
 using Index = nibble::index;
 
-// --- data: the generators of spec/formats.md 0.1, on integers until the last step, which is exact
+// --- data: the generators of the format study 0.1, on integers until the last step, which is exact
 // ---------------------
 
 /// Values of a 12-bit grid: S / 524288 with |S| < 2^21.

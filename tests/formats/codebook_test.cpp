@@ -262,7 +262,7 @@ TEST_CASE("IQ4_NL takes ggml's nearest entry, ties up", "[formats][codebook]") {
     for (unsigned c = 0; c < 16; ++c) {
         CHECK(f.value(c) == table[c]);
         CHECK(encode(f, table[c]) == c);
-        CHECK(encode(f, table[c] / 64.0f * 64.0f) == c);  // the vector of spec/formats.md 7.10, scale 2^-6
+        CHECK(encode(f, table[c] / 64.0f * 64.0f) == c);  // the vector of the format study 7.10, scale 2^-6
     }
 }
 

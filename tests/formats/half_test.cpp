@@ -1,4 +1,4 @@
-// fp16 and bf16: all 65,536 values both ways, numpy and ml_dtypes, and the vectors of spec/formats.md 4.3.
+// fp16 and bf16: all 65,536 values both ways, numpy and ml_dtypes, and the vectors of the format study 4.3.
 #include <nibble/formats/half.hpp>
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// int8 to int2, binary and ternary: rounding, clamping and the vectors of spec/formats.md 1 and 2.
+// int8 to int2, binary and ternary: rounding, clamping and the vectors of the format study 1 and 2.
 #include <nibble/formats/integer.hpp>
 
 #include <array>

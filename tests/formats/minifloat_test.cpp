@@ -1,4 +1,4 @@
-// FP8, FP6, FP4 and E8M0: against ml_dtypes, PyTorch, and the vectors of spec/formats.md 4 and 5.
+// FP8, FP6, FP4 and E8M0: against ml_dtypes, PyTorch, and the vectors of the format study 4 and 5.
 #include <nibble/formats/half.hpp>
 #include <nibble/formats/minifloat.hpp>
 
@@ -168,7 +168,7 @@ TEST_CASE("FP8 casts agree with PyTorch", "[formats][minifloat][golden]") {
 }
 
 TEST_CASE("FP8 vectors", "[formats][minifloat]") {
-    // Each pair: not saturating, saturating (spec/formats.md 4.2).
+    // Each pair: not saturating, saturating (the format study 4.2).
     using pair = std::array<unsigned, 2>;
     struct row {
         float x;
@@ -495,7 +495,7 @@ TEST_CASE("E8M0 encodes every edge", "[formats][e8m0]") {
     CHECK(e8m0::encode(-std::numeric_limits<float>::quiet_NaN()) == 255);
 }
 
-// --- blocks of spec/formats.md 5, at a given scale ------------------------------------------------------------------
+// --- blocks of the format study 5, at a given scale ------------------------------------------------------------------
 
 TEST_CASE("elements of an MX block", "[formats][minifloat][mx]") {
     const std::array<float, 12> block = {.3f, -.5f, .1f, .8f, -.2f, 7.0f, -3.3f, 0.0f, 1.25f, -.04f, 5.9f, -6.5f};

@@ -8,6 +8,7 @@
 
 #include "support/catch.hpp"
 #include "support/data.hpp"
+#include "support/mistake.hpp"
 
 using Eigen::MatrixXf;
 using nibble::const_view;
@@ -18,23 +19,6 @@ using nibble::scalar_type;
 using Index = nibble::index;
 
 namespace {
-
-struct mistake {
-    errc code = errc::ok;
-    std::string message;
-};
-
-template <class Call>
-mistake of(Call call) {
-    try {
-        call();
-    } catch (const nibble::error& e) {
-        return {e.code(), e.what()};
-    }
-    return {};
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 struct fixture {
     qmatrix w = nibble::quantize<nibble::int4>(data::matrix(19, 70, 1));

@@ -253,7 +253,7 @@ TEST_CASE("products of every shape are the formula, bit for bit", "[gemm][formul
 }
 
 TEST_CASE("integer sums stay exact past every overflow limit", "[gemm][formula][extremes]") {
-    // spec/algorithms.md 16.3: int32 sums overflow at K = 33025 (255 * 255), 66311 (255 * 127) and 133144 (127 * 127),
+    // the algorithm study 16.3: int32 sums overflow at K = 33025 (255 * 255), 66311 (255 * 127) and 133144 (127 * 127),
     // sums in float at 258, 518 and 1040. Activations at +-max make every digit 127 (or -128), codes are all the
     // largest.
     tally t;

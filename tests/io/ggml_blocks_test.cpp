@@ -25,7 +25,7 @@ struct known_type {
     extent bytes;
 };
 
-// spec/formats.md 7.0, and for the codebooks of vectors the sizes of ggml's structures.
+// the format study 7.0, and for the codebooks of vectors the sizes of ggml's structures.
 constexpr known_type known[] = {
     {type::f32, "F32", 1, 4},
     {type::f16, "F16", 1, 2},
@@ -215,7 +215,7 @@ TEST_CASE("the padding of a partial block decodes to zero, or to the minimum", "
 }
 
 TEST_CASE("types without a reference file: Q1_0, Q2_0 and F16", "[ggml]") {
-    // G1, spec/formats.md 7.20: the first block and what it means
+    // G1, the format study 7.20: the first block and what it means
     const auto q1 = reference::from_hex("4a3ab4b4a5252d6d694b4b5adad29296b6b4");
     const auto q2 = reference::from_hex("403e24592449164916459245926491645924");
     const auto m1 = ggml::unpack(type::q1_0, q1, 1, 128).value();

@@ -12,6 +12,7 @@
 
 #include "support/catch.hpp"
 #include "support/data.hpp"
+#include "support/mistake.hpp"
 #include "support/reference.hpp"
 
 using Eigen::MatrixXf;
@@ -24,24 +25,7 @@ namespace scales = nibble::scales;
 
 namespace {
 
-struct mistake {
-    errc code = errc::ok;
-    std::string message;
-};
-
-template <class Call>
-mistake of(Call call) {
-    try {
-        call();
-    } catch (const nibble::error& e) {
-        return {e.code(), e.what()};
-    }
-    return {};
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
-/// Bits per weight at N x K = 4096 x 4096, from spec/formats.md 1.6 and 7.0 and the definitions of the formats.
+/// Bits per weight at N x K = 4096 x 4096, from the format study 1.6 and 7.0 and the definitions of the formats.
 const std::map<std::string, double>& known_sizes() {
     constexpr double k = 4096.0, all = 4096.0 * 4096.0;
     static const std::map<std::string, double> sizes = {

@@ -10,6 +10,7 @@
 
 #include "support/catch.hpp"
 #include "support/data.hpp"
+#include "support/mistake.hpp"
 #include "support/reference.hpp"
 
 using Eigen::MatrixXf;
@@ -19,23 +20,6 @@ using Index = nibble::index;
 namespace scales = nibble::scales;
 
 namespace {
-
-struct mistake {
-    errc code = errc::ok;
-    std::string message;
-};
-
-template <class Call>
-mistake of(Call call) {
-    try {
-        call();
-    } catch (const nibble::error& e) {
-        return {e.code(), e.what()};
-    }
-    return {};
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 bool same_matrix(const qmatrix& a, const qmatrix& b) {
     return a.memory_bytes() == b.memory_bytes() && std::memcmp(a.data(), b.data(), a.memory_bytes()) == 0 &&

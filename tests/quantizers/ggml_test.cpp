@@ -30,7 +30,7 @@ struct expected {
     const char* block;         // its bytes
 };
 
-// spec/formats.md 7.20, made with ggml (commit d99724f).
+// the format study 7.20, made with ggml (commit d99724f).
 const std::vector<expected> table = {
     {type::q4_0,
      0x1e8a4eb5f48c78fcull,

@@ -174,7 +174,7 @@ template <class TieRule>
 
 enum class specials { none, fn, ieee, fnuz };
 
-/// A floating-point format by its parameters (spec/formats.md 4).
+/// A floating-point format by its parameters (the format study 4).
 struct small_float {
     std::string_view name;
     unsigned exponent_bits;
@@ -323,7 +323,7 @@ inline constexpr std::array<integer_format, 8> integer_formats = {{
 /// A table of 16 values in code order.
 using table16 = std::array<float, 16>;
 
-// The bit patterns of spec/formats.md 3.1.
+// The bit patterns of the format study 3.1.
 inline constexpr std::array<std::uint32_t, 16> nf4_bits = {
     0xbf800000, 0xbf3239b1, 0xbf066b30, 0xbeca32a0, 0xbe91a24d, 0xbe3d353f, 0xbdba7871, 0x00000000,
     0x3da2faff, 0x3e24cae3, 0x3e7c04dd, 0x3ead033a, 0x3ee1a4b8, 0x3f1007ab, 0x3f3913b3, 0x3f800000};
@@ -438,7 +438,7 @@ inline constexpr std::array<double, 15> nf4_thresholds = {
 
 // --- the dynamic map of bitsandbytes ------------------------------------------------------------------------------
 
-/// The signed 8-bit map that double quantization looks its scales up in (spec/formats.md 3.6). torch.linspace computes
+/// The signed 8-bit map that double quantization looks its scales up in (the format study 3.6). torch.linspace computes
 /// the first half from the start and the second half from the end, each with one fused multiply-add.
 [[nodiscard]] inline std::vector<float> dynamic_map() {
     std::vector<float> data;
@@ -463,7 +463,7 @@ inline constexpr std::array<double, 15> nf4_thresholds = {
     return data;
 }
 
-// --- the test generators of spec/formats.md 0.1 -------------------------------------------------------------------
+// --- the test generators of the format study 0.1 -------------------------------------------------------------------
 
 /// G1: period 101, values in [-1.5625, 1.5625].
 [[nodiscard]] inline std::vector<float> generator_g1(std::size_t count) {
