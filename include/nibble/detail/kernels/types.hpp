@@ -21,7 +21,7 @@ struct block_product {
 
 /// How codes become the values of a block_product.
 struct value_map {
-    const float* table;  // value of every code; null: the code itself, as a float
+    const float* table;  // value of every code, padded to at least 16 entries; null: the code itself, as a float
     const float* zero;   // one line subtracted from it, or null
 };
 
