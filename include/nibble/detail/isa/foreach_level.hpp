@@ -7,8 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
-#include "../../format.hpp"
+#include "../../scale.hpp"
 #include "../kernels/types.hpp"
 #include "levels.hpp"
 
@@ -20,8 +21,11 @@ NIBBLE_FP_BEGIN
 namespace nibble::detail::scalar {
 #include "scalar.inl.hpp"
 
-#include "../kernels/product.inl.hpp"
+#include "../kernels/digits.inl.hpp"
 #include "../kernels/unpack.inl.hpp"
+#include "../kernels/chain.inl.hpp"
+#include "../kernels/scales.inl.hpp"
+#include "../kernels/round.inl.hpp"
 #include "../kernels/table.inl.hpp"
 }  // namespace nibble::detail::scalar
 NIBBLE_FP_END
@@ -37,8 +41,11 @@ NIBBLE_FP_BEGIN
 namespace nibble::detail::avx2 {
 #include "avx2.inl.hpp"
 
-#include "../kernels/product.inl.hpp"
+#include "../kernels/digits.inl.hpp"
 #include "../kernels/unpack.inl.hpp"
+#include "../kernels/chain.inl.hpp"
+#include "../kernels/scales.inl.hpp"
+#include "../kernels/round.inl.hpp"
 #include "../kernels/table.inl.hpp"
 }  // namespace nibble::detail::avx2
 #if defined(__clang__)
