@@ -277,9 +277,9 @@ private:
         const index quad = blocks_.position(b) / 4;
         const index quad_step = blocks_.per_group() == 1 ? l.padded_group / 4 : sub_block / 4;
         // Cells are read as they are when they hold bytes, or nibbles for few columns; else they are unpacked once for all.
-        const bool nibbles = l.bits == 4 && map_.identity && m_ <= tile_ && quads % 2 == 0 && quad % 2 == 0 && quad_step % 2 == 0;
+        const bool nibbles = l.bits == 4 && map_.identity && m_ <= 2 * tile_ && quads % 2 == 0 && quad % 2 == 0 && quad_step % 2 == 0;
         const bool direct = nibbles ? kind_->reads_nibbles : l.bits == 8 && map_.identity;
-        const index most = direct && m_ <= tile_ ? scratch_blocks : (std::max)(index{1}, scratch_quads / quad_step);
+        const index most = direct && m_ <= 2 * tile_ ? scratch_blocks : (std::max)(index{1}, scratch_quads / quad_step);
         const index count = run_length(b, (std::min)(most, scratch_blocks));
         const index last = (std::min)(index{panels_}, l.panels - panel);
         weight_run run;

@@ -157,8 +157,10 @@ NIBBLE_INLINE __m256i broadcast(const std::uint8_t* p) noexcept {
     std::memcpy(&word, p, 4);
     return _mm256_set1_epi32(word);
 }
-/// Keeps an accumulator in its register: GCC 12 otherwise copies it at loop edges.
-NIBBLE_INLINE void pin(__m256i& x) noexcept { __asm__("" : "+x"(x)); }
+/// sum += x in the register of the sum. By hand: GCC 12 otherwise adds into another register and copies it back, for every
+/// accumulator of the inner loop.
+NIBBLE_INLINE void add_words(__m256i& sum, __m256i x) noexcept { __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
+NIBBLE_INLINE void add_dwords(__m256i& sum, __m256i x) noexcept { __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
 
 /// vpmaddubsw: pairs of code * digit into 16-bit sums. A pair is at most 2 * code * 128, so codes up to 127 never
 /// saturate, and 32767 / (2 * code * 128) k-quads fit before the sums are widened.
@@ -167,15 +169,13 @@ struct narrow_kind {
     static constexpr bool reads_nibbles = true;
     static constexpr int chunk = 1;
     static constexpr int streams(int digits) noexcept { return digits; }
-    static constexpr int columns(int digits) noexcept { return 6 / digits; }
+    static constexpr int columns(int digits) noexcept { return digits == 1 ? 4 : 2; }  // 8 or 12 accumulators of 16 registers
 
     template <int I>
     NIBBLE_INLINE static void one(lanes_int* d, const lanes_int* w, const std::uint8_t* a) noexcept {
         const __m256i x = broadcast(a + 4 * I);
-        d[I].a = _mm256_add_epi16(d[I].a, _mm256_maddubs_epi16(w->a, x));
-        d[I].b = _mm256_add_epi16(d[I].b, _mm256_maddubs_epi16(w->b, x));
-        pin(d[I].a);
-        pin(d[I].b);
+        add_words(d[I].a, _mm256_maddubs_epi16(w->a, x));
+        add_words(d[I].b, _mm256_maddubs_epi16(w->b, x));
     }
     template <int... I>
     NIBBLE_INLINE static void all(lanes_int* d, const lanes_int* w, const std::uint8_t* a, std::integer_sequence<int, I...>) noexcept {
@@ -208,15 +208,13 @@ struct wide_kind {
     static constexpr bool reads_nibbles = false;
     static constexpr int chunk = 2;
     static constexpr int streams(int digits) noexcept { return digits == 3 ? 2 : 1; }
-    static constexpr int columns(int digits) noexcept { return 6 / streams(digits); }
+    static constexpr int columns(int digits) noexcept { return digits == 3 ? 3 : 4; }
 
     template <int I>
     NIBBLE_INLINE static void one(lanes_int* d, __m256i wa, __m256i wb, const std::uint8_t* a) noexcept {
         const __m256i x = broadcast(a);
-        d[I].a = _mm256_add_epi32(d[I].a, _mm256_madd_epi16(wa, x));
-        d[I].b = _mm256_add_epi32(d[I].b, _mm256_madd_epi16(wb, x));
-        pin(d[I].a);
-        pin(d[I].b);
+        add_dwords(d[I].a, _mm256_madd_epi16(wa, x));
+        add_dwords(d[I].b, _mm256_madd_epi16(wb, x));
     }
     template <int... I>
     NIBBLE_INLINE static void all(lanes_int* d, const lanes_int* w, const std::uint8_t* a, std::integer_sequence<int, I...>) noexcept {
