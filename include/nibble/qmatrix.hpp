@@ -396,6 +396,7 @@ inline double qmatrix::format_bits() const noexcept {
 NIBBLE_FP_BEGIN
 
 NIBBLE_NOINLINE NIBBLE_API void qmatrix::expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept {
+    if (offset_ == offset_kind::none) std::memset(offset, 0, static_cast<std::size_t>(16 * count) * sizeof(float));
     detail::active_kernels().expand(scales_of(panel), first, count, 1.0f, false, scale, offset);
 }
 

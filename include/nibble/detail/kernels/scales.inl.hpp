@@ -1,9 +1,13 @@
 // Stored scales and offsets to lines of floats: the only code that knows how scales are stored (scale.hpp says what they
 // mean). No include guard: see digits.inl.hpp.
 
-/// A line of integers of at most 8 bits.
+/// A line of integers of at most 8 bits. Bits: how many, or 0 for as many as `bits` says.
+template <int Bits>
 NIBBLE_INLINE lanes_int integer_line(const std::uint8_t* p, int bits, bool shared) noexcept {
     if (shared) return set_int(p[0]);
+    if constexpr (Bits == 8) return load_u8(p);
+    if constexpr (Bits == 4) return lane_plane<4>(p);
+    if constexpr (Bits == 6) return bit_or(lane_plane<4>(p), shift_left<4>(lane_plane<2>(p + 8)));
     lanes_int u = zero_int();
     int done = 0;
     if ((bits & 8) != 0) {
@@ -38,23 +42,20 @@ NIBBLE_INLINE lanes e4m3_lanes(lanes_int u) noexcept {
     return as_lanes(bit_or(select(equal(m, 0x7f), set_int(0x7fc00000), finite), shift_left<24>(bit_and(u, 0x80))));
 }
 
-/// A line of the schemes that store floats.
-NIBBLE_INLINE lanes float_line(const std::uint8_t* p, scale_storage storage, bool shared) noexcept {
+/// A line of a scheme that stores floats.
+template <scale_storage Storage>
+NIBBLE_INLINE lanes float_line(const std::uint8_t* p, bool shared) noexcept {
     std::uint8_t copies[64];
     if (shared) {
-        const int bytes = storage == scale_storage::f32 ? 4 : storage == scale_storage::f16 || storage == scale_storage::bf16 ? 2 : 1;
+        constexpr int bytes = stored_bytes(Storage);
         for (int r = 0; r < 16; ++r) std::memcpy(copies + r * bytes, p, static_cast<std::size_t>(bytes));
         p = copies;
     }
-    switch (storage) {
-        case scale_storage::f32: return as_lanes(load_words(p));
-        case scale_storage::f16: return load_half(p);
-        case scale_storage::bf16: return as_lanes(shift_left<16>(load_u16(p)));
-        case scale_storage::e8m0: return e8m0_lanes(load_u8(p));
-        case scale_storage::e4m3:
-        case scale_storage::e4m3_f32: return e4m3_lanes(load_u8(p));
-        default: return set(1.0f);
-    }
+    if constexpr (Storage == scale_storage::f32) return as_lanes(load_words(p));
+    else if constexpr (Storage == scale_storage::f16) return load_half(p);
+    else if constexpr (Storage == scale_storage::bf16) return as_lanes(shift_left<16>(load_u16(p)));
+    else if constexpr (Storage == scale_storage::e8m0) return e8m0_lanes(load_u8(p));
+    else return e4m3_lanes(load_u8(p));
 }
 
 /// The second-level absmax of every row for group g, and the number of groups from g on for which it stays.
@@ -71,47 +72,92 @@ NIBBLE_INLINE std::ptrdiff_t nested_line(const scale_source& s, std::ptrdiff_t g
     return stays;
 }
 
-NIBBLE_NOINLINE inline void expand_lines(const scale_source& s, std::ptrdiff_t first, std::ptrdiff_t count, float unit, bool fold,
-                                         float* scale, float* offset) noexcept {
-    const auto storage = static_cast<scale_storage>(s.storage);
+struct expanded {
+    lanes_int live;
+    lanes unit;
+    bool fold;
+    float* scale;
+    float* offset;
+};
+
+NIBBLE_INLINE void put_scale(const expanded& e, std::ptrdiff_t i, lanes value) noexcept {
+    store(e.scale + 16 * i, as_lanes(bit_and(as_bits(multiply(value, e.unit)), e.live)));
+}
+NIBBLE_INLINE void put_offset(const expanded& e, std::ptrdiff_t i, lanes value, lanes start) noexcept {
+    if (e.fold) start = negate(multiply(value, start));
+    store(e.offset + 16 * i, as_lanes(bit_and(as_bits(start), e.live)));
+}
+
+template <scale_storage Storage>
+NIBBLE_INLINE void expand_direct(const scale_source& s, std::ptrdiff_t first, std::ptrdiff_t count, const expanded& e) noexcept {
     const auto kind = static_cast<offset_kind>(s.offset);
-    const lanes_int live = first_lanes(s.live);
-    const std::uint8_t* scale_line = s.scales + first * s.scale_line;
-    const std::uint8_t* offset_line = s.offsets + first * s.offset_line;
+    const std::uint8_t* scales = s.scales + first * s.scale_line;
+    const std::uint8_t* offsets = s.offsets + first * s.offset_line;
+    const bool scaled = Storage == scale_storage::e4m3_f32;
+    for (std::ptrdiff_t i = 0; i < count; ++i, scales += s.scale_line, offsets += s.offset_line) {
+        lanes value = float_line<Storage>(scales, s.shared);
+        if (scaled) value = multiply(value, set(s.tensor_scale));
+        put_scale(e, i, value);
+        if (kind == offset_kind::none) continue;
+        const bool integer = kind == offset_kind::zero_point;
+        put_offset(e, i, value, integer ? to_lanes(integer_line<0>(offsets, s.offset_bits, s.shared)) : float_line<Storage>(offsets, s.shared));
+    }
+}
+
+template <int Bits>
+NIBBLE_INLINE void expand_two_level(const scale_source& s, std::ptrdiff_t first, std::ptrdiff_t count, const expanded& e) noexcept {
+    const bool minimum = static_cast<offset_kind>(s.offset) == offset_kind::minimum;
+    const lanes_int half = set_int(s.is_signed ? 1 << (s.scale_bits - 1) : 0);
+    std::ptrdiff_t i = 0;
+    while (i < count) {
+        const std::ptrdiff_t super = (first + i) / s.span;
+        const std::ptrdiff_t end = (super + 1) * s.span - first < count ? (super + 1) * s.span - first : count;
+        const std::uint8_t* line = s.supers + super * s.super_line;
+        const lanes d = load_half(line);
+        const lanes dmin = minimum ? load_half(line + 32) : d;
+        for (; i < end; ++i) {
+            const lanes_int u = integer_line<Bits>(s.scales + (first + i) * s.scale_line, s.scale_bits, s.shared);
+            const lanes value = multiply(d, to_lanes(subtract(u, half)));
+            put_scale(e, i, value);
+            const std::uint8_t* at = s.offsets + (first + i) * s.offset_line;
+            if (minimum) put_offset(e, i, value, negate(multiply(dmin, to_lanes(integer_line<Bits>(at, s.offset_bits, s.shared)))));
+            else if (s.offset_bits > 0) put_offset(e, i, value, to_lanes(integer_line<0>(at, s.offset_bits, s.shared)));
+        }
+    }
+}
+
+NIBBLE_INLINE void expand_nested(const scale_source& s, std::ptrdiff_t first, std::ptrdiff_t count, const expanded& e) noexcept {
     float absmax[16];
     std::ptrdiff_t stays = 0;
-    lanes d = set(1.0f);
-    lanes dmin = set(0.0f);
-    std::ptrdiff_t super = -1;
-    for (std::ptrdiff_t g = first; g < first + count; ++g, scale_line += s.scale_line, offset_line += s.offset_line, scale += 16, offset += 16) {
-        lanes value = set(1.0f);
-        lanes start = set(0.0f);
-        if (storage == scale_storage::two_level) {
-            if (g / s.span != super) {
-                super = g / s.span;
-                const std::uint8_t* line = s.supers + super * s.super_line;
-                d = load_half(line);
-                if (kind == offset_kind::minimum) dmin = load_half(line + 32);
-            }
-            lanes_int u = integer_line(scale_line, s.scale_bits, s.shared);
-            if (s.is_signed) u = subtract(u, set_int(1 << (s.scale_bits - 1)));
-            value = multiply(d, to_lanes(u));
-            if (kind == offset_kind::minimum)
-                start = negate(multiply(dmin, to_lanes(integer_line(offset_line, s.offset_bits, s.shared))));
-        } else if (storage == scale_storage::double_quantized) {
-            if (stays == 0) stays = nested_line(s, g, absmax);
-            --stays;
-            const lanes product = multiply(look_up(signed_dynamic_map.values.data(), 256, integer_line(scale_line, 8, s.shared)), load(absmax));
-            value = plus(product, set(s.tensor_scale));
-        } else if (storage != scale_storage::none) {
-            value = float_line(scale_line, storage, s.shared);
-            if (storage == scale_storage::e4m3_f32) value = multiply(value, set(s.tensor_scale));
-            if (kind == offset_kind::minimum || kind == offset_kind::float_zero) start = float_line(offset_line, storage, s.shared);
-        }
-        if (kind == offset_kind::zero_point)
-            start = to_lanes(integer_line(offset_line, s.offset_bits, s.shared));
-        if (fold) start = negate(multiply(value, start));
-        store(scale, as_lanes(bit_and(as_bits(multiply(value, set(unit))), live)));
-        store(offset, as_lanes(bit_and(as_bits(start), live)));
+    for (std::ptrdiff_t i = 0; i < count; ++i, --stays) {
+        if (stays == 0) stays = nested_line(s, first + i, absmax);
+        const lanes_int u = integer_line<8>(s.scales + (first + i) * s.scale_line, 8, s.shared);
+        const lanes product = multiply(look_up(signed_dynamic_map.values.data(), 256, u), load(absmax));
+        const lanes value = plus(product, set(s.tensor_scale));
+        put_scale(e, i, value);
+        if (s.offset_bits > 0)
+            put_offset(e, i, value, to_lanes(integer_line<0>(s.offsets + (first + i) * s.offset_line, s.offset_bits, s.shared)));
+    }
+}
+
+/// Groups [first, first + count); offsets only where the matrix has some.
+NIBBLE_NOINLINE inline void expand_lines(const scale_source& s, std::ptrdiff_t first, std::ptrdiff_t count, float unit, bool fold,
+                                         float* scale, float* offset) noexcept {
+    const expanded e = {first_lanes(s.live), set(unit), fold, scale, offset};
+    switch (static_cast<scale_storage>(s.storage)) {
+        case scale_storage::f32: return expand_direct<scale_storage::f32>(s, first, count, e);
+        case scale_storage::f16: return expand_direct<scale_storage::f16>(s, first, count, e);
+        case scale_storage::bf16: return expand_direct<scale_storage::bf16>(s, first, count, e);
+        case scale_storage::e8m0: return expand_direct<scale_storage::e8m0>(s, first, count, e);
+        case scale_storage::e4m3: return expand_direct<scale_storage::e4m3>(s, first, count, e);
+        case scale_storage::e4m3_f32: return expand_direct<scale_storage::e4m3_f32>(s, first, count, e);
+        case scale_storage::double_quantized: return expand_nested(s, first, count, e);
+        case scale_storage::two_level:
+            if (s.scale_bits == 6) return expand_two_level<6>(s, first, count, e);
+            if (s.scale_bits == 8 && s.offset_bits == 0) return expand_two_level<8>(s, first, count, e);
+            if (s.scale_bits == 4) return expand_two_level<4>(s, first, count, e);
+            return expand_two_level<0>(s, first, count, e);
+        default:
+            for (std::ptrdiff_t i = 0; i < count; ++i) put_scale(e, i, set(1.0f));
     }
 }

@@ -26,20 +26,24 @@ NIBBLE_NOINLINE inline void unpack_cells(const std::uint8_t* panel, std::ptrdiff
                                          std::uint8_t* out) noexcept {
     constexpr std::ptrdiff_t per_step = cells<Bits>::quads;
     using all = std::make_integer_sequence<int, cells<Bits>::quads>;
-    std::ptrdiff_t q = first;
-    const std::ptrdiff_t end = first + quads;
-    while (q < end) {
-        const std::uint8_t* step = panel + q / per_step * cells<Bits>::bytes;
-        if (q % per_step == 0 && end - q >= per_step) {
+    const std::uint8_t* step = panel + first / per_step * cells<Bits>::bytes;
+    std::ptrdiff_t within = first % per_step;
+    while (quads > 0) {
+        if (within == 0 && quads >= per_step) {
             unpack_step<Bits>(step, table, out, all());
             out += 64 * per_step;
-            q += per_step;
-        } else {
-            lanes_int w = quad_of_step<Bits>(step, q % per_step, all());
-            if (table != nullptr) w = look_up(load_table(table), w);
-            store_words(out, w);
-            out += 64;
-            ++q;
+            quads -= per_step;
+            step += cells<Bits>::bytes;
+            continue;
+        }
+        lanes_int w = quad_of_step<Bits>(step, within, all());
+        if (table != nullptr) w = look_up(load_table(table), w);
+        store_words(out, w);
+        out += 64;
+        --quads;
+        if (++within == per_step) {
+            within = 0;
+            step += cells<Bits>::bytes;
         }
     }
 }
