@@ -15,6 +15,9 @@ struct quad {
 NIBBLE_INLINE quad splat(float x) noexcept { return quad{{x, x, x, x}}; }
 #endif
 
+// Functions on arrays are not inlined: unrolled into the kernels they take compilers many seconds.
+#define NIBBLE_OUTLINE NIBBLE_NOINLINE inline
+
 struct lanes {
     quad a, b, c, d;
 };
@@ -61,56 +64,56 @@ NIBBLE_INLINE lane_array to_array(lanes x) noexcept {
 }
 NIBBLE_INLINE lanes from_array(const lane_array& f) noexcept { return load(f.v); }
 
-NIBBLE_INLINE lanes smaller(lanes x, lanes y) noexcept {
+NIBBLE_OUTLINE lanes smaller(lanes x, lanes y) noexcept {
     lane_array a = to_array(x);
     const lane_array b = to_array(y);
     for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] < b.v[r] ? a.v[r] : b.v[r];
     return from_array(a);
 }
-NIBBLE_INLINE lanes larger(lanes x, lanes y) noexcept {
+NIBBLE_OUTLINE lanes larger(lanes x, lanes y) noexcept {
     lane_array a = to_array(x);
     const lane_array b = to_array(y);
     for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] > b.v[r] ? a.v[r] : b.v[r];
     return from_array(a);
 }
 
-NIBBLE_INLINE lanes_int load_words(const void* p) noexcept {
+NIBBLE_OUTLINE lanes_int load_words(const void* p) noexcept {
     lanes_int x;
     std::memcpy(&x, p, sizeof x);
     return x;
 }
-NIBBLE_INLINE void store_words(void* p, lanes_int x) noexcept { std::memcpy(p, &x, sizeof x); }
-NIBBLE_INLINE lanes_int set_int(std::int32_t y) noexcept {
+NIBBLE_OUTLINE void store_words(void* p, lanes_int x) noexcept { std::memcpy(p, &x, sizeof x); }
+NIBBLE_OUTLINE lanes_int set_int(std::int32_t y) noexcept {
     lanes_int x;
     for (int r = 0; r < 16; ++r) x.v[r] = y;
     return x;
 }
-NIBBLE_INLINE lanes_int zero_int() noexcept { return set_int(0); }
-NIBBLE_INLINE lanes_int add(lanes_int x, lanes_int y) noexcept {
+NIBBLE_OUTLINE lanes_int zero_int() noexcept { return set_int(0); }
+NIBBLE_OUTLINE lanes_int add(lanes_int x, lanes_int y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] += y.v[r];
     return x;
 }
-NIBBLE_INLINE lanes_int subtract(lanes_int x, lanes_int y) noexcept {
+NIBBLE_OUTLINE lanes_int subtract(lanes_int x, lanes_int y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] -= y.v[r];
     return x;
 }
-NIBBLE_INLINE lanes_int multiply_low(lanes_int x, lanes_int y) noexcept {
+NIBBLE_OUTLINE lanes_int multiply_low(lanes_int x, lanes_int y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] *= y.v[r];
     return x;
 }
-NIBBLE_INLINE lanes_int bit_or(lanes_int x, lanes_int y) noexcept {
+NIBBLE_OUTLINE lanes_int bit_or(lanes_int x, lanes_int y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] |= y.v[r];
     return x;
 }
-NIBBLE_INLINE lanes_int bit_and(lanes_int x, lanes_int y) noexcept {
+NIBBLE_OUTLINE lanes_int bit_and(lanes_int x, lanes_int y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] &= y.v[r];
     return x;
 }
-NIBBLE_INLINE lanes_int bit_and(lanes_int x, std::int32_t y) noexcept {
+NIBBLE_OUTLINE lanes_int bit_and(lanes_int x, std::int32_t y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] &= y;
     return x;
 }
-NIBBLE_INLINE lanes_int shift_left_by(lanes_int x, int n) noexcept {
+NIBBLE_OUTLINE lanes_int shift_left_by(lanes_int x, int n) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) << n);
     return x;
 }
@@ -119,17 +122,17 @@ NIBBLE_INLINE lanes_int shift_left(lanes_int x) noexcept {
     return shift_left_by(x, N);
 }
 template <int N>
-NIBBLE_INLINE lanes_int shift_right(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes_int shift_right(lanes_int x) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] >>= N;
     return x;
 }
 template <int N>
-NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes_int shift_right_logical(lanes_int x) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> N);
     return x;
 }
-/// (words >> Shift) & Mask. One function for all: unrolled kernels of arrays take compilers seconds.
-NIBBLE_NOINLINE inline lanes_int read_field(const std::uint8_t* p, int shift, std::int32_t mask) noexcept {
+/// (words >> Shift) & Mask.
+NIBBLE_OUTLINE lanes_int read_field(const std::uint8_t* p, int shift, std::int32_t mask) noexcept {
     lanes_int x = load_words(p);
     for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> shift) & mask;
     return x;
@@ -138,42 +141,42 @@ template <int Shift, std::int32_t Mask>
 NIBBLE_INLINE lanes_int field(const std::uint8_t* p) noexcept {
     return read_field(p, Shift, Mask);
 }
-NIBBLE_INLINE lanes_int larger(lanes_int x, lanes_int y) noexcept {
+NIBBLE_OUTLINE lanes_int larger(lanes_int x, lanes_int y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] > y.v[r] ? x.v[r] : y.v[r];
     return x;
 }
-NIBBLE_INLINE lanes_int absolute(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes_int absolute(lanes_int x) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] < 0 ? -x.v[r] : x.v[r];
     return x;
 }
 /// All bits of a lane that equals y, else none.
-NIBBLE_INLINE lanes_int equal(lanes_int x, std::int32_t y) noexcept {
+NIBBLE_OUTLINE lanes_int equal(lanes_int x, std::int32_t y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] == y ? -1 : 0;
     return x;
 }
-NIBBLE_INLINE lanes_int select(lanes_int mask, lanes_int yes, lanes_int no) noexcept {
+NIBBLE_OUTLINE lanes_int select(lanes_int mask, lanes_int yes, lanes_int no) noexcept {
     for (int r = 0; r < 16; ++r) no.v[r] = mask.v[r] != 0 ? yes.v[r] : no.v[r];
     return no;
 }
 /// All bits of the first n lanes.
-NIBBLE_INLINE lanes_int first_lanes(int n) noexcept {
+NIBBLE_OUTLINE lanes_int first_lanes(int n) noexcept {
     lanes_int x;
     for (int r = 0; r < 16; ++r) x.v[r] = r < n ? -1 : 0;
     return x;
 }
-NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes to_lanes(lanes_int x) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) f.v[r] = static_cast<float>(x.v[r]);
     return from_array(f);
 }
-NIBBLE_INLINE lanes_int to_int(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int to_int(lanes x) noexcept {
     const lane_array f = to_array(x);
     lanes_int y;
     for (int r = 0; r < 16; ++r) y.v[r] = static_cast<std::int32_t>(f.v[r]);
     return y;
 }
 /// Ties to even, for |x| < 2^31.
-NIBBLE_INLINE lanes_int nearest_int(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int nearest_int(lanes x) noexcept {
     constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
     const lane_array f = to_array(x);
     lanes_int y;
@@ -183,23 +186,23 @@ NIBBLE_INLINE lanes_int nearest_int(lanes x) noexcept {
     }
     return y;
 }
-NIBBLE_INLINE lanes as_lanes(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes as_lanes(lanes_int x) noexcept {
     lanes f;
     std::memcpy(&f, &x, sizeof f);
     return f;
 }
-NIBBLE_INLINE lanes_int as_bits(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int as_bits(lanes x) noexcept {
     lanes_int y;
     std::memcpy(&y, &x, sizeof y);
     return y;
 }
-NIBBLE_INLINE lanes negate(lanes x) noexcept {
+NIBBLE_OUTLINE lanes negate(lanes x) noexcept {
     lanes_int y = as_bits(x);
     for (int r = 0; r < 16; ++r) y.v[r] ^= static_cast<std::int32_t>(0x80000000u);
     return as_lanes(y);
 }
 
-NIBBLE_NOINLINE inline lanes load_half(const std::uint8_t* p) noexcept {
+NIBBLE_OUTLINE lanes load_half(const std::uint8_t* p) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) {
         std::uint16_t u;
@@ -208,7 +211,7 @@ NIBBLE_NOINLINE inline lanes load_half(const std::uint8_t* p) noexcept {
     }
     return from_array(f);
 }
-NIBBLE_INLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
+NIBBLE_OUTLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
     lanes_int x;
     for (int r = 0; r < 16; ++r) {
         std::uint16_t u;
@@ -217,21 +220,21 @@ NIBBLE_INLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
     }
     return x;
 }
-NIBBLE_INLINE lanes_int load_u8(const std::uint8_t* p) noexcept {
+NIBBLE_OUTLINE lanes_int load_u8(const std::uint8_t* p) noexcept {
     lanes_int x;
     for (int r = 0; r < 16; ++r) x.v[r] = p[r];
     return x;
 }
 /// Lane r of a plane of P bits: bits P * (r / 2P) of byte r mod 2P (scale.hpp).
 template <int P>
-NIBBLE_INLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
+NIBBLE_OUTLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
     lanes_int x;
     for (int r = 0; r < 16; ++r) x.v[r] = (p[r % (2 * P)] >> (r / (2 * P) * P)) & ((1 << P) - 1);
     return x;
 }
 
 /// table[code].
-NIBBLE_NOINLINE inline lanes look_up(const float* table, int, lanes_int code) noexcept {
+NIBBLE_OUTLINE lanes look_up(const float* table, int, lanes_int code) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) f.v[r] = table[code.v[r]];
     return from_array(f);
@@ -242,7 +245,7 @@ struct byte_table {
     const std::uint8_t* entries;
 };
 NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept { return {p}; }
-NIBBLE_NOINLINE inline lanes_int look_up(byte_table t, lanes_int codes) noexcept {
+NIBBLE_OUTLINE lanes_int look_up(byte_table t, lanes_int codes) noexcept {
     std::uint8_t u[64];
     std::memcpy(u, &codes, sizeof u);
     for (std::uint8_t& b : u) b = t.entries[b & 15];
@@ -285,3 +288,5 @@ struct plain_kind {
 };
 using narrow_kind = plain_kind;
 using wide_kind = plain_kind;
+
+#undef NIBBLE_OUTLINE

@@ -184,7 +184,7 @@ NIBBLE_INLINE void choose_columns(const weight_run& w, const column_tile& c) noe
 template <class Kind, class Source>
 NIBBLE_INLINE void choose_digits(const weight_run& w, const column_tile& c, int digits) noexcept {
     if (digits == 1) choose_columns<Kind, Source, 1, Kind::columns(1)>(w, c);
-    else if (digits == 2) choose_columns<Kind, Source, 2, Kind::columns(2)>(w, c);
+    else if (digits == 2) choose_columns<Kind, Source, Kind::streams(2), Kind::columns(2)>(w, c);  // one stream is one digit
     else choose_columns<Kind, Source, 3, Kind::columns(3)>(w, c);
 }
 
