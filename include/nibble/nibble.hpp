@@ -17,3 +17,4 @@
 #include "metrics.hpp"
 #include "quantize.hpp"
 #include "recipe.hpp"
+#include "rows.hpp"
