@@ -12,6 +12,7 @@
 //     for (const nibble::recipe& r : nibble::recipes()) ... // what there is
 #pragma once
 
+#include "activation_function.hpp"
 #include "dequantize.hpp"
 #include "gemm.hpp"
 #include "metrics.hpp"

@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../../format.hpp"
+#include "../../formats/half.hpp"
+#include "../kernels/epilogue_types.hpp"
 #include "../kernels/types.hpp"
 #include "levels.hpp"
 
@@ -23,6 +24,7 @@ namespace nibble::detail::scalar {
 #include "../kernels/product.inl.hpp"
 #include "../kernels/unpack.inl.hpp"
 #include "../kernels/table.inl.hpp"
+#include "../kernels/epilogue.inl.hpp"
 }  // namespace nibble::detail::scalar
 NIBBLE_FP_END
 
@@ -40,6 +42,7 @@ namespace nibble::detail::avx2 {
 #include "../kernels/product.inl.hpp"
 #include "../kernels/unpack.inl.hpp"
 #include "../kernels/table.inl.hpp"
+#include "../kernels/epilogue.inl.hpp"
 }  // namespace nibble::detail::avx2
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -140,3 +140,105 @@ NIBBLE_INLINE lanes join_three(lanes x, lanes y, lanes z) noexcept {
     return {join_three_quad(x.a, y.a, z.a), join_three_quad(x.b, y.b, z.b), join_three_quad(x.c, y.c, z.c),
             join_three_quad(x.d, y.d, z.d)};
 }
+
+// ---- Epilogues: activation functions in double, and 16-bit outputs ----
+//
+// wide       as many doubles as one register holds; + - * / round as IEEE says
+// widen      16 floats to doubles, exact;  narrow: back, rounded to nearest
+// larger     x > y ? x : y;  smaller: x < y ? x : y;  where_negative: x < 0 ? y : z
+// two_to     2^n of n + 1.5 * 2^52, for -1022 <= n <= 1023
+// or_nan     y, but the canonical NaN where x is NaN, by its bits
+// positive   x, but +0 where the sign bit is set
+
+#if defined(__GNUC__)
+typedef double wide __attribute__((vector_size(16)));
+typedef std::int64_t wide_int __attribute__((vector_size(16)));
+inline constexpr int wide_lanes = 2;
+NIBBLE_INLINE wide wide_set(double x) noexcept { return wide{x, x}; }
+NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
+    float f[16];
+    std::memcpy(f, &x, sizeof f);
+    for (int i = 0; i < 8; ++i) w[i] = wide{static_cast<double>(f[2 * i]), static_cast<double>(f[2 * i + 1])};
+}
+NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
+    float f[16];
+    for (int i = 0; i < 8; ++i) {
+        f[2 * i] = static_cast<float>(w[i][0]);
+        f[2 * i + 1] = static_cast<float>(w[i][1]);
+    }
+    return load(f);
+}
+NIBBLE_INLINE wide choose(wide_int mask, wide x, wide y) noexcept {
+    return reinterpret_cast<wide>((reinterpret_cast<wide_int>(x) & mask) | (reinterpret_cast<wide_int>(y) & ~mask));
+}
+NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return choose(x > y, x, y); }
+NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return choose(x < y, x, y); }
+NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept { return choose(x < wide_set(0.0), y, z); }
+NIBBLE_INLINE wide two_to(wide shifted) noexcept { return reinterpret_cast<wide>((reinterpret_cast<wide_int>(shifted) + 1023) << 52); }
+
+NIBBLE_INLINE quad or_nan_quad(quad x, quad y) noexcept {
+    const quad_int nan = (reinterpret_cast<quad_int>(x) & 0x7fffffff) > 0x7f800000;
+    return reinterpret_cast<quad>((reinterpret_cast<quad_int>(y) & ~nan) | (nan & 0x7fc00000));
+}
+NIBBLE_INLINE lanes or_nan(lanes x, lanes y) noexcept {
+    return {or_nan_quad(x.a, y.a), or_nan_quad(x.b, y.b), or_nan_quad(x.c, y.c), or_nan_quad(x.d, y.d)};
+}
+NIBBLE_INLINE quad positive_quad(quad x) noexcept {
+    const quad_int u = reinterpret_cast<quad_int>(x);
+    return reinterpret_cast<quad>(u & ~(u >> 31));
+}
+NIBBLE_INLINE lanes positive(lanes x) noexcept { return {positive_quad(x.a), positive_quad(x.b), positive_quad(x.c), positive_quad(x.d)}; }
+#else
+typedef double wide;
+inline constexpr int wide_lanes = 1;
+NIBBLE_INLINE wide wide_set(double x) noexcept { return x; }
+NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
+    float f[16];
+    std::memcpy(f, &x, sizeof f);
+    for (int r = 0; r < 16; ++r) w[r] = static_cast<double>(f[r]);
+}
+NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
+    float f[16];
+    for (int r = 0; r < 16; ++r) f[r] = static_cast<float>(w[r]);
+    return load(f);
+}
+NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return x > y ? x : y; }
+NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return x < y ? x : y; }
+NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept { return x < 0.0 ? y : z; }
+NIBBLE_INLINE wide two_to(wide shifted) noexcept {
+    std::uint64_t u;
+    std::memcpy(&u, &shifted, sizeof u);
+    u = (u + 1023) << 52;
+    std::memcpy(&shifted, &u, sizeof u);
+    return shifted;
+}
+NIBBLE_INLINE lanes or_nan(lanes x, lanes y) noexcept {
+    std::uint32_t u[16], v[16];
+    std::memcpy(u, &x, sizeof u);
+    std::memcpy(v, &y, sizeof v);
+    for (int r = 0; r < 16; ++r)
+        if ((u[r] & 0x7fffffffu) > 0x7f800000u) v[r] = 0x7fc00000u;
+    std::memcpy(&y, v, sizeof v);
+    return y;
+}
+NIBBLE_INLINE lanes positive(lanes x) noexcept {
+    std::uint32_t u[16];
+    std::memcpy(u, &x, sizeof u);
+    for (int r = 0; r < 16; ++r)
+        if ((u[r] >> 31) != 0) u[r] = 0;
+    std::memcpy(&x, u, sizeof u);
+    return x;
+}
+#endif
+
+/// Rounded to nearest even, with the bits of float_to_bf16 and float_to_fp16 (formats/half.hpp), NaN included.
+NIBBLE_INLINE void store_bf16(std::uint16_t* p, lanes x) noexcept {
+    float f[16];
+    std::memcpy(f, &x, sizeof f);
+    for (int r = 0; r < 16; ++r) p[r] = float_to_bf16(f[r]);
+}
+NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
+    float f[16];
+    std::memcpy(f, &x, sizeof f);
+    for (int r = 0; r < 16; ++r) p[r] = float_to_fp16(f[r]);
+}
