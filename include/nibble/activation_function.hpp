@@ -2,7 +2,7 @@
 //
 //     nibble::apply(nibble::activation::silu, y, y, n);
 //
-// Every level and compiler gives the same bits. Each result is within 0.51 units in the last place of the exact function
+// Every level and compiler gives the same bits. Each result is within 0.503 units in the last place of the exact function
 // of the exact x, also where it is subnormal (docs/numerics.md, section 7).
 #pragma once
 
