@@ -32,10 +32,15 @@ __attribute__((noinline))
 inline void release(void* p) noexcept { std::free(p); }
 }  // namespace allocations
 
+// All of them: one that is left out would pair an allocation of the library's with a deallocation of ours.
 void* operator new(std::size_t bytes) { return allocations::get(bytes, alignof(std::max_align_t)); }
 void* operator new[](std::size_t bytes) { return allocations::get(bytes, alignof(std::max_align_t)); }
 void* operator new(std::size_t bytes, std::align_val_t a) { return allocations::get(bytes, static_cast<std::size_t>(a)); }
 void* operator new[](std::size_t bytes, std::align_val_t a) { return allocations::get(bytes, static_cast<std::size_t>(a)); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return allocations::get(bytes, alignof(std::max_align_t)); }
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return allocations::get(bytes, alignof(std::max_align_t)); }
+void* operator new(std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept { return allocations::get(bytes, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept { return allocations::get(bytes, static_cast<std::size_t>(a)); }
 void operator delete(void* p) noexcept { allocations::release(p); }
 void operator delete[](void* p) noexcept { allocations::release(p); }
 void operator delete(void* p, std::size_t) noexcept { allocations::release(p); }
@@ -44,3 +49,7 @@ void operator delete(void* p, std::align_val_t) noexcept { allocations::release(
 void operator delete[](void* p, std::align_val_t) noexcept { allocations::release(p); }
 void operator delete(void* p, std::size_t, std::align_val_t) noexcept { allocations::release(p); }
 void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { allocations::release(p); }
+void operator delete(void* p, const std::nothrow_t&) noexcept { allocations::release(p); }
+void operator delete[](void* p, const std::nothrow_t&) noexcept { allocations::release(p); }
+void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { allocations::release(p); }
+void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept { allocations::release(p); }
