@@ -206,3 +206,18 @@ TEST_CASE("numbers of the whole tensor must agree", "[rows]") {
     const std::vector<qmatrix> moved = {d.row_block(256, 256), d.row_block(0, 256), d.row_block(512, 5)};
     CHECK(stacked(moved, nibble::concatenate(moved)));
 }
+
+TEST_CASE("matrices without columns or rows", "[rows]") {
+    for (const nibble::recipe& r : nibble::recipes()) {
+        INFO(r.name);
+        const qmatrix a = nibble::quantize(MatrixXf(20, 0), r.name);
+        const qmatrix b = nibble::concatenate({a, a.row_block(16, 4), a.row_block(0, 0)});
+        CHECK((b.rows() == 24 && b.cols() == 0 && b.bits_per_weight() == 0.0));
+        const MatrixXf x = nibble::gather_rows(b, std::vector<int>{23, 0});
+        CHECK((x.rows() == 0 && x.cols() == 2));
+        const qmatrix none = nibble::quantize(MatrixXf(0, 64), r.name);
+        const qmatrix c = nibble::concatenate({none, none});
+        CHECK((c.rows() == 0 && c.cols() == 64));
+        CHECK(nibble::gather_rows(c, std::vector<int>{}).rows() == 64);
+    }
+}
