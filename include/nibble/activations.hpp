@@ -1,4 +1,4 @@
-// Activations made ready for a product: split into sub-blocks and, for the integer classes, into digits.
+// Activations made ready for a product: split into sub-blocks and, for the integer classes, into integers.
 //
 // A sub-block is a group of the weights, cut at 256 columns where the group is longer; it depends on the group and K
 // alone. In each sub-block of each column
@@ -15,6 +15,7 @@
 
 #include <vector>
 
+#include "detail/dispatch.hpp"
 #include "detail/load.hpp"
 #include "qmatrix.hpp"
 
@@ -52,6 +53,9 @@ struct product_path {
     int digits = 0;        // > 0: integer kernels with so many digits
     int rounded = 0;       // > 0: the float chain on activations rounded to so many digits
     bool strict = false;   // every column by strict_f32
+
+    [[nodiscard]] constexpr int planes() const noexcept { return digits > 0 ? digits : rounded; }
+    friend constexpr bool operator==(const product_path&, const product_path&) noexcept = default;
 };
 
 [[nodiscard]] inline product_path path_of(const code_format& f, compute c) noexcept {
@@ -62,20 +66,45 @@ struct product_path {
     return {0, 0, f.decode == decode_class::wide};
 }
 
-struct activations {
-    product_path path;
-    index rows = 0;       // K
-    index cols = 0;       // M
-    int planes = 1;
-    std::vector<index> begins;          // first column of W of each sub-block, and K at the end
-    std::vector<float> streams;         // [sub-block][column][plane][length]
-    std::vector<float> scale, sum;      // [sub-block][column]
-    std::vector<int> exponent;          // [column]: x was multiplied by 2^exponent
-    std::vector<index> strict_columns;  // columns that go to strict_f32 instead
-    std::vector<float> strict_streams;  // [sub-block][strict column][length]: x as it is
+/// The sub-blocks of a row: where they begin in W and in its padded positions.
+class sub_blocks {
+public:
+    sub_blocks() noexcept = default;
+    sub_blocks(index group, index cols) noexcept
+        : group_(group), cols_(cols), padded_(ceil_div(group, 4) * 4), per_group_(ceil_div(group, sub_block)) {
+        const index groups = ceil_div(cols, group);
+        if (groups == 0) return;
+        const index last = cols - (groups - 1) * group;
+        count_ = (groups - 1) * per_group_ + ceil_div(last, sub_block);
+        positions_ = (groups - 1) * padded_ + ceil_div(last, 4) * 4;
+    }
+    [[nodiscard]] index count() const noexcept { return count_; }
+    /// Positions of a row: columns, with every group padded to a k-quad.
+    [[nodiscard]] index positions() const noexcept { return positions_; }
+    [[nodiscard]] index group_of(index b) const noexcept { return b / per_group_; }
+    [[nodiscard]] index per_group() const noexcept { return per_group_; }
+    [[nodiscard]] index begin(index b) const noexcept { return b / per_group_ * group_ + b % per_group_ * sub_block; }
+    [[nodiscard]] index position(index b) const noexcept { return b / per_group_ * padded_ + b % per_group_ * sub_block; }
+    [[nodiscard]] index length(index b) const noexcept {
+        const index end = (std::min)(cols_, (b / per_group_ + 1) * group_);
+        return (std::min)(sub_block, end - begin(b));
+    }
 
-    [[nodiscard]] index blocks() const noexcept { return static_cast<index>(begins.size()) - 1; }
-    [[nodiscard]] index length(index b) const noexcept { return begins[static_cast<std::size_t>(b) + 1] - begins[static_cast<std::size_t>(b)]; }
+private:
+    index group_ = 1, cols_ = 0, padded_ = 4, per_group_ = 1, count_ = 0, positions_ = 0;
+};
+
+/// Beyond these magnitudes columns are scaled, so that no product of scales leaves the normal numbers.
+[[nodiscard]] constexpr bool is_extreme(int exponent) noexcept { return exponent < -40 || exponent > 40; }
+
+/// One column made ready: where prepare_column puts it.
+struct prepared_column {
+    std::int32_t* q = nullptr;      // [positions]: digits > 0
+    float* x = nullptr;             // [positions]: the float chain
+    float* scale = nullptr;         // [sub-block]
+    float* sum = nullptr;           // [sub-block]: RN(sum of q * scale)
+    std::int32_t* total = nullptr;  // [sub-block]: sum of q
+    int* exponent = nullptr;        // x was multiplied by 2^exponent
 };
 
 NIBBLE_FP_BEGIN
@@ -86,126 +115,78 @@ NIBBLE_FP_BEGIN
     return static_cast<float>(static_cast<double>(x) * power);
 }
 
-[[nodiscard]] inline double round_even_wide(double x) noexcept {
-    constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
-    const double shifted = x + magic;
-    return shifted - magic;
-}
-
-/// Splits one sub-block of one column into digits. Returns false when the column must go to strict_f32.
-[[nodiscard]] inline bool split_digits(const float* x, index n, int digits, bool as_planes, float* streams, float& scale, float& sum) noexcept {
+/// Rounds one sub-block to integers. Returns false when the column must go to strict_f32.
+[[nodiscard]] inline bool round_block(const kernel_table& kernels, const float* x, index n, int digits, std::int32_t* q, float& scale,
+                                      float& sum, std::int32_t& total) noexcept {
     const float limit = digit_limit(digits);
-    float amax = 0.0f;
-    for (index i = 0; i < n; ++i) amax = magnitude(x[i]) > amax ? magnitude(x[i]) : amax;
+    const float amax = float_of(kernels.largest_bits(x, n));
     constexpr float smallest = 7.7037197775489434e-34f;  // 2^-110
     scale = amax / limit;
-    if (scale < smallest) {  // the streams stay zero
-        const bool zero = amax == 0.0f;
+    if (scale < smallest) {
+        std::memset(q, 0, static_cast<std::size_t>(n) * 4);
         scale = 0.0f;
         sum = 0.0f;
-        return zero;
+        total = 0;
+        return amax == 0.0f;
     }
     const float inv = 1.0f / scale;
-    std::int64_t total = 0;
-    std::int64_t absolute = 0;
-    std::int64_t largest = 0;
-    index rest = 0;
-    for (index i = 0; i < n; ++i) {
-        const double bounded = static_cast<double>(clamp(x[i] * inv, -limit, limit));
-        const auto q = static_cast<std::int32_t>(round_even_wide(bounded));
-        total += q;
-        const std::int64_t a = q < 0 ? -std::int64_t{q} : q;
-        absolute += a;
-        largest = a > largest ? a : largest;
-        rest += x[i] != 0.0f ? 1 : 0;
-        if (!as_planes) {
-            streams[i] = static_cast<float>(q);
-            continue;
-        }
-        std::int32_t left = q;
-        for (int p = 0; p < digits; ++p) {
-            const std::int32_t digit = p + 1 == digits ? left : ((left + 128) & 255) - 128;
-            streams[p * n + i] = static_cast<float>(digit);
-            left = (left - digit) / 256;
-        }
-    }
-    sum = static_cast<float>(total) * scale;
-    if (digits < 3 || !as_planes) return true;
-    return rest <= 1 || absolute - largest >= 256 * (rest - 1);
+    const rounded_stats s = kernels.round(x, n, inv, limit, q);
+    total = s.total;
+    sum = static_cast<float>(s.total) * scale;
+    if (digits < 3) return true;
+    const std::int64_t rest = static_cast<std::int64_t>(s.absolute) - s.largest;
+    return s.nonzero <= 1 || rest >= 256 * (static_cast<std::int64_t>(s.nonzero) - 1);
 }
 
-/// Prepares the columns of X (K x M) for products with matrices grouped as `l` says.
-[[nodiscard]] NIBBLE_NOINLINE inline activations prepare(const const_view& x, const layout& l, product_path path,
-                                                         int weight_exponent) {
-    activations a;
-    a.path = path;
-    a.rows = x.rows;
-    a.cols = x.cols;
-    a.planes = path.digits > 0 ? path.digits : 1;
-    for (index g = 0; g < l.groups; ++g)
-        for (index k = l.group_begin(g); k < l.group_end(g); k += sub_block) a.begins.push_back(k);
-    a.begins.push_back(x.rows);
-    const auto cols = static_cast<std::size_t>(x.cols);
-    const auto rows = static_cast<std::size_t>(x.rows);
-    const auto blocks = static_cast<std::size_t>(a.blocks());
-    a.exponent.assign(cols, 0);
-    if (!path.strict) {
-        a.streams.resize(rows * cols * static_cast<std::size_t>(a.planes));
-        a.scale.resize(blocks * cols);
-        a.sum.resize(blocks * cols);
-    }
-    std::vector<float> column(rows);
-    std::vector<float> scaled(rows);
-    std::vector<float> strict;
-    for (index j = 0; j < x.cols; ++j) {
-        load_block({x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride}, 0, x.rows, 0, 1, column.data(), 1);
-        bool carried = !path.strict;
-        float amax = 0.0f;
-        if (carried && find_non_finite(column.data(), x.rows) >= 0) carried = false;
-        if (carried) {
-            for (const float v : column) amax = magnitude(v) > amax ? magnitude(v) : amax;
-            int& e = a.exponent[static_cast<std::size_t>(j)];
-            int width = exponent_of(amax);
-            if (width == -127 && amax > 0.0f) width = -118 - std::countl_zero(bits_of(amax));  // subnormal
-            const bool extreme = width < -40 || width > 40 || weight_exponent < -40 || weight_exponent > 40;
-            if (extreme && amax > 0.0f) e = static_cast<int>(clamp(static_cast<float>(-weight_exponent), -40.0f, 40.0f)) - width;
-            if (e == 0) std::copy(column.begin(), column.end(), scaled.begin());
-            else for (std::size_t k = 0; k < rows; ++k) scaled[k] = scale_by_power(column[k], e);
-        }
-        for (index b = 0; b < a.blocks() && !path.strict; ++b) {
-            const index first = a.begins[static_cast<std::size_t>(b)];
-            const index n = a.length(b);
-            float* streams = a.streams.data() + a.planes * (first * x.cols + j * n);
-            const auto at = static_cast<std::size_t>(b * x.cols + j);
-            const float* from = scaled.data() + first;
-            if (!carried) {
-                std::fill(streams, streams + a.planes * n, 0.0f);
-                continue;
-            }
-            if (path.digits > 0) {
-                carried = split_digits(from, n, path.digits, true, streams, a.scale[at], a.sum[at]);
-            } else if (path.rounded > 0) {
-                carried = split_digits(from, n, path.rounded, false, streams, a.scale[at], a.sum[at]);
-            } else {
-                std::copy(from, from + n, streams);
-                a.scale[at] = 1.0f;
-            }
-        }
-        if (!carried) {
-            a.strict_columns.push_back(j);
-            a.exponent[static_cast<std::size_t>(j)] = 0;
-            strict.insert(strict.end(), column.begin(), column.end());
+/// Prepares one column of K floats, which may be changed (scaled by a power of two). Returns false when it must go to
+/// strict_f32; what was prepared of it is then zero.
+[[nodiscard]] NIBBLE_NOINLINE inline bool prepare_column(const kernel_table& kernels, float* column, const sub_blocks& blocks, index rows,
+                                                         product_path path, int weight_exponent, const prepared_column& to) noexcept {
+    *to.exponent = 0;
+    const std::uint32_t largest = kernels.largest_bits(column, rows);
+    bool carried = largest < 0x7f800000u;
+    if (carried && largest != 0) {
+        const float amax = float_of(largest);
+        int width = exponent_of(amax);
+        if (width == -127) width = -118 - std::countl_zero(largest);  // subnormal
+        if (is_extreme(width) || is_extreme(weight_exponent)) {
+            *to.exponent = static_cast<int>(clamp(static_cast<float>(-weight_exponent), -40.0f, 40.0f)) - width;
+            for (index k = 0; k < rows; ++k) column[k] = scale_by_power(column[k], *to.exponent);
         }
     }
-    const auto count = static_cast<index>(a.strict_columns.size());
-    a.strict_streams.resize(strict.size());
-    for (index b = 0; b < a.blocks(); ++b) {
-        const index first = a.begins[static_cast<std::size_t>(b)];
-        const index n = a.length(b);
-        for (index s = 0; s < count; ++s)
-            std::copy_n(strict.data() + s * x.rows + first, n, a.strict_streams.data() + first * count + s * n);
+    std::int32_t block[sub_block];
+    for (index b = 0; b < blocks.count() && carried; ++b) {
+        const index n = blocks.length(b);
+        const index padded = ceil_div(n, 4) * 4;
+        const float* from = column + blocks.begin(b);
+        if (path.digits > 0) {
+            std::int32_t* q = to.q + blocks.position(b);
+            carried = round_block(kernels, from, n, path.digits, q, to.scale[b], to.sum[b], to.total[b]);
+            for (index i = n; i < padded; ++i) q[i] = 0;
+            continue;
+        }
+        float* x = to.x + blocks.position(b);
+        if (path.rounded > 0) {
+            carried = round_block(kernels, from, n, path.rounded, block, to.scale[b], to.sum[b], to.total[b]);
+            for (index i = 0; i < n; ++i) x[i] = static_cast<float>(block[i]);
+        } else {
+            std::memcpy(x, from, static_cast<std::size_t>(n) * 4);
+            to.scale[b] = 1.0f;
+            to.sum[b] = 0.0f;
+            to.total[b] = 0;
+        }
+        for (index i = n; i < padded; ++i) x[i] = 0.0f;
     }
-    return a;
+    if (carried) return true;
+    *to.exponent = 0;
+    const auto count = static_cast<std::size_t>(blocks.count());
+    const auto positions = static_cast<std::size_t>(blocks.positions());
+    if (to.q != nullptr) std::memset(to.q, 0, positions * 4);
+    if (to.x != nullptr) std::memset(to.x, 0, positions * 4);
+    std::memset(to.scale, 0, count * 4);
+    std::memset(to.sum, 0, count * 4);
+    std::memset(to.total, 0, count * 4);
+    return false;
 }
 
 NIBBLE_FP_END

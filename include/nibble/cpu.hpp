@@ -9,7 +9,7 @@
 #include "detail/isa/levels.hpp"
 #include "error.hpp"
 
-#if NIBBLE_COMPILE_AVX2
+#if NIBBLE_COMPILE_X86
 #include <cpuid.h>
 #endif
 
@@ -35,17 +35,28 @@ namespace nibble {
 
 namespace detail {
 
-[[nodiscard]] inline bool detect_avx2() noexcept {
-#if NIBBLE_COMPILE_AVX2
+/// Whether this CPU and its operating system can run a level, by CPUID and XCR0 (the registers that are saved).
+[[nodiscard]] inline bool detect(isa level) noexcept {
+    if (level == isa::scalar) return true;
+#if NIBBLE_COMPILE_X86
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid(1, &a, &b, &c, &d) == 0) return false;
     constexpr unsigned fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
     if ((c & (fma | osxsave | avx | f16c)) != (fma | osxsave | avx | f16c)) return false;
-    unsigned low = 0, high = 0;  // XCR0: whether the operating system saves xmm and ymm
+    unsigned low = 0, high = 0;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & 6u) != 6u) return false;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-    return (b & (1u << 5)) != 0;
+    constexpr unsigned ymm = 0x6, zmm = 0xe6;
+    if ((low & ymm) != ymm || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    constexpr unsigned avx2 = 1u << 5;
+    if ((b & avx2) == 0 || level == isa::avx2) return (b & avx2) != 0;
+    if (level == isa::avxvnni) {
+        constexpr unsigned avxvnni = 1u << 4;
+        return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & avxvnni) != 0;
+    }
+    constexpr unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    if ((low & zmm) != zmm || (b & f_dq_bw_vl) != f_dq_bw_vl) return false;
+    constexpr unsigned vbmi_vnni = 1u << 1 | 1u << 11;
+    return level == isa::avx512 || (c & vbmi_vnni) == vbmi_vnni;
 #else
     return false;
 #endif
@@ -55,8 +66,10 @@ namespace detail {
 
 /// Whether this CPU and its operating system can run a level.
 [[nodiscard]] inline bool is_supported(isa level) noexcept {
-    static const bool avx2 = detail::detect_avx2();
-    return level == isa::scalar || avx2;
+#define NIBBLE_ENTRY(name) detail::detect(isa::name),
+    static const bool supported[] = {NIBBLE_LEVELS(NIBBLE_ENTRY)};
+#undef NIBBLE_ENTRY
+    return supported[static_cast<std::size_t>(level)];
 }
 
 namespace detail {

@@ -25,7 +25,7 @@ NIBBLE_NOINLINE inline void dequantize_panel(const qmatrix& w, index panel, cons
         for (index first = l.group_begin(g); first < l.group_end(g); first += chunk) {
             const index n = (std::min)(chunk, l.group_end(g) - first);
             const index position = l.position(first);
-            if (!wide) active_kernels().read(w.panel(panel), l.bits, position / 4, ceil_div(n, 4), {nullptr, nullptr}, codes);
+            if (!wide) active_kernels().read(w.panel(panel), l.bits, position / 4, ceil_div(n, 4), nullptr, codes);
             for (index i = 0; i < n; ++i) {
                 for (int r = 0; r < live; ++r) {
                     const unsigned code = wide ? get_code(w.panel(panel), 16, r, position + i) : static_cast<unsigned>(codes[16 * i + r]);

@@ -7,15 +7,17 @@
 // Column j of the result depends on column j of X alone: the bits are those of Wq * X.col(j), on every instruction set.
 #pragma once
 
-#include "activations.hpp"
-#include "detail/dispatch.hpp"
-#include "detail/fp_environment.hpp"
+#include "detail/product.hpp"
 #include "eigen.hpp"
 
 namespace nibble {
 
 struct gemm_options {
     nibble::compute compute = nibble::compute::f32;
+    /// Scratch memory that is kept from call to call; nothing is allocated once it is large enough. Null: allocated anew.
+    nibble::workspace* workspace = nullptr;
+    /// Where threads come from. Null: the calling thread alone. Bits do not depend on it.
+    nibble::executor* executor = nullptr;
 };
 
 /// Whether gemm(w, x, y) is possible; the message says why not, with both shapes.
@@ -34,149 +36,179 @@ struct gemm_options {
     return {};
 }
 
-namespace detail {
-
-NIBBLE_FP_BEGIN
-
-[[nodiscard]] inline activations prepare_for(const qmatrix& w, const const_view& x, const gemm_options& options) {
-    return prepare(x, w.layout(), path_of(w.format(), options.compute), w.exponent());
-}
-
-inline constexpr std::uint32_t canonical_nan = 0x7fc00000u;
-
-/// One panel of W times all prepared columns.
-class panel_product {
+/// Activations made ready once, for products with several matrices that share K, the group size and the way their format
+/// is multiplied (integers or floats). Made by prepare().
+class prepared_activations {
 public:
-    panel_product(const qmatrix& w, const activations& x) : w_(w), x_(x), kernels_(active_kernels()) {
-        values_.resize(static_cast<std::size_t>(16 * sub_block));
-        accumulator_.resize(static_cast<std::size_t>(16 * x.cols));
-        strict_.resize(16 * x.strict_columns.size());
-        const code_format& f = w.format();
-        if (w.offset_type() != offset_kind::none || f.decode == decode_class::wide) return;
-        if (f.decode == decode_class::integer && f.values[1] - f.values[0] == 1.0f) {  // u + base: no table needed
-            for (float& z : base_) z = -f.values[0];
-            return;
+    [[nodiscard]] index rows() const noexcept { return rows_; }
+    [[nodiscard]] index cols() const noexcept { return static_cast<index>(carried_.size()); }
+    [[nodiscard]] nibble::compute compute() const noexcept { return compute_; }
+    /// Group size of the weights that they are for.
+    [[nodiscard]] index group_size() const noexcept { return group_; }
+    /// Columns that go to strict_f32.
+    [[nodiscard]] index strict_columns() const noexcept { return strict_; }
+
+private:
+    friend class detail_gemm;
+    nibble::compute compute_ = nibble::compute::f32;
+    detail::product_path path_;
+    index rows_ = 0;
+    index group_ = 1;
+    int weight_exponent_ = 0;
+    std::vector<std::int32_t> q_, total_;      // [column][position], [column][sub-block]
+    std::vector<float> x_, scale_, sum_;
+    std::vector<int> exponent_;                // [column]
+    std::vector<std::uint8_t> carried_;        // [column]
+    std::vector<index> raw_at_;                // [column]: of its floats in raw_, or -1
+    std::vector<float> raw_;                   // columns as they came: strict ones, and those of extreme magnitude, whose
+                                               // scaling depends on the weights too
+    index strict_ = 0;                         // columns that are not carried
+};
+
+/// The machinery behind gemm() and prepare().
+class detail_gemm {
+public:
+    /// y = w x by the columns of x that `chosen` lists, or by all. Either x or ready is given.
+    struct task {
+        const qmatrix& w;
+        const const_view* x;
+        const prepared_activations* ready;
+        const detail::output& y;
+        detail::product_path path;
+        nibble::executor& threads;
+    };
+
+    static void multiply(const task& t, index m, workspace& scratch) {
+        const int concurrency = (std::max)(1, t.threads.concurrency());
+        detail::product p(t.w, m, t.path);
+        const int tasks = static_cast<int>((std::min)(p.panel_tasks(), index{concurrency} * (concurrency > 1 && m >= 16 ? 4 : 1)));
+        if (tasks == 0) return;
+        const index tile = detail::active_kernels().value_columns;
+        detail::arena count;
+        detail::product(t.w, tile, strict_path).lay_out(count, tasks);
+        std::span<std::byte> rest;
+        std::span<index> hostile;
+        detail::lay_out(scratch, [&](detail::arena& memory) {
+            p.lay_out(memory, tasks);
+            hostile = memory.take<index>(m);
+            rest = memory.take<std::byte>(t.path.strict ? 0 : static_cast<index>(count.bytes()));
+        });
+        run(t, p, m, tasks, nullptr);
+        index left = 0;
+        for (index j = 0; j < m; ++j)
+            if (!p.carried(j)) hostile[static_cast<std::size_t>(left++)] = j;
+        task strict = t;
+        strict.path = strict_path;
+        for (index first = 0; first < left; first += tile) {
+            const index n = (std::min)(tile, left - first);
+            detail::product s(t.w, n, strict_path);
+            detail::arena memory(rest);
+            s.lay_out(memory, tasks);
+            run(strict, s, n, tasks, hostile.data() + first);
         }
-        table_.resize(f.code_count() < 16 ? 16 : f.code_count());  // kernels read whole vectors of it
-        const float per_unit = x.path.digits > 0 ? 1.0f / f.unit : 1.0f;
-        for (unsigned u = 0; u < f.code_count(); ++u) table_[u] = f.values[u] * per_unit;
     }
 
-    NIBBLE_NOINLINE void run(index panel, const float_view& y) {
-        const layout& l = w_.layout();
-        panel_ = w_.panel(panel);
-        std::fill(accumulator_.begin(), accumulator_.end(), 0.0f);
-        std::fill(strict_.begin(), strict_.end(), 0.0f);
-        index group = -1;
-        for (index b = 0; b < x_.blocks(); ++b) {
-            const index first = x_.begins[static_cast<std::size_t>(b)];
-            if (first / l.group != group) {
-                group = first / l.group;
-                w_.expand_scales(panel, group, 1, scale_, offset_);
-            }
-            if (!x_.path.strict) multiply(b, first);
-            if (!x_.strict_columns.empty()) multiply_strict(b, first);
+    static prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c) {
+        prepared_activations a;
+        a.compute_ = c;
+        a.path_ = detail::path_of(w.format(), c);
+        a.rows_ = x.rows;
+        a.group_ = w.group_size();
+        a.weight_exponent_ = w.exponent();
+        const detail::sub_blocks blocks(a.group_, x.rows);
+        const auto columns = static_cast<std::size_t>(x.cols);
+        const auto positions = static_cast<std::size_t>(blocks.positions());
+        const auto count = static_cast<std::size_t>(blocks.count());
+        if (a.path_.digits > 0) a.q_.resize(positions * columns);
+        else if (!a.path_.strict) a.x_.resize(positions * columns);
+        a.scale_.resize(count * columns);
+        a.sum_.resize(count * columns);
+        a.total_.resize(count * columns);
+        a.exponent_.resize(columns);
+        a.carried_.resize(columns);
+        a.raw_at_.assign(columns, -1);
+        std::vector<float> column(static_cast<std::size_t>(x.rows));
+        for (index j = 0; j < x.cols; ++j) {
+            const auto at = static_cast<std::size_t>(j);
+            load_column(x, j, column.data());
+            a.carried_[at] = !a.path_.strict && prepare_column(a, j, blocks, column.data()) ? 1 : 0;
+            a.strict_ += a.carried_[at] != 0 ? 0 : 1;
+            if (a.carried_[at] != 0 && a.exponent_[at] == 0) continue;
+            a.raw_at_[at] = static_cast<index>(a.raw_.size());
+            load_column(x, j, column.data());
+            a.raw_.insert(a.raw_.end(), column.begin(), column.end());
         }
-        const index live = (std::min)(panel_rows, w_.rows() - panel * panel_rows);
-        for (index j = 0; j < x_.cols; ++j)
-            if (!x_.path.strict) store(accumulator_.data() + 16 * j, live, panel, j, x_.exponent[static_cast<std::size_t>(j)], y);
-        for (std::size_t s = 0; s < x_.strict_columns.size(); ++s)
-            store(strict_.data() + 16 * s, live, panel, x_.strict_columns[s], 0, y);
+        return a;
+    }
+
+    /// Whether activations were prepared for such a matrix.
+    static status check_prepared(const qmatrix& w, const prepared_activations& a) {
+        const std::string start = "gemm: the activations were prepared for ";
+        if (a.rows_ != w.cols()) return status(errc::shape_mismatch, start + "K = " + std::to_string(a.rows_) + ", W is " + detail::shape_text(w.rows(), w.cols()));
+        if (!(a.path_ == detail::path_of(w.format(), a.compute_)))
+            return status(errc::invalid_argument, start + "another kind of code format than " + w.format().name + " (" + name_of(a.compute_) + ")");
+        if (!a.path_.strict && a.group_ != w.group_size())
+            return status(errc::invalid_argument, start + "groups of " + std::to_string(a.group_) + ", W has groups of " + std::to_string(w.group_size()));
+        if (!a.path_.strict && detail::is_extreme(w.exponent()) && a.weight_exponent_ != w.exponent())
+            return status(errc::invalid_argument, start + "weights of magnitude 2^" + std::to_string(a.weight_exponent_) +
+                                                      ", those of W are of 2^" + std::to_string(w.exponent()) + "; prepare them for W");
+        return {};
     }
 
 private:
-    void multiply(index b, index first) {
-        const code_format& f = w_.format();
-        const index n = x_.length(b);
-        float scale[16];
-        float minimum[16];
-        block_product p{};
-        if (f.decode == decode_class::wide) {
-            decode_wide(first, n);
-            for (float& s : scale) s = 1.0f;
+    static constexpr detail::product_path strict_path{0, 0, true};
+
+    static void load_column(const const_view& x, index j, float* out) noexcept {
+        detail::load_block({x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride}, 0, x.rows, 0, 1, out, 1);
+    }
+
+    static detail::prepared_column column_of(prepared_activations& a, index j, const detail::sub_blocks& blocks) noexcept {
+        detail::prepared_column c;
+        if (a.path_.digits > 0) c.q = a.q_.data() + j * blocks.positions();
+        else if (!a.path_.strict) c.x = a.x_.data() + j * blocks.positions();
+        c.scale = a.scale_.data() + j * blocks.count();
+        c.sum = a.sum_.data() + j * blocks.count();
+        c.total = a.total_.data() + j * blocks.count();
+        c.exponent = a.exponent_.data() + j;
+        return c;
+    }
+    static bool prepare_column(prepared_activations& a, index j, const detail::sub_blocks& blocks, float* column) noexcept {
+        return detail::prepare_column(detail::active_kernels(), column, blocks, a.rows_, a.path_, a.weight_exponent_, column_of(a, j, blocks));
+    }
+
+    /// Columns, then panels, in tasks. chosen: the columns of X and Y, or all.
+    static void run(const task& t, detail::product& p, index m, int tasks, const index* chosen) {
+        const auto columns = [&](index task) {
+            const detail::fp_environment environment;
+            for (index j = m * task / tasks; j < m * (task + 1) / tasks; ++j)
+                take(t, p, j, chosen != nullptr ? chosen[j] : j, static_cast<int>(task));
+        };
+        const auto panels = [&](index task) {
+            const detail::fp_environment environment;
+            p.run(p.panel_tasks() * task / tasks, p.panel_tasks() * (task + 1) / tasks, static_cast<int>(task), t.y, chosen);
+        };
+        t.threads.parallel_for(tasks, columns);
+        t.threads.parallel_for(tasks, panels);
+    }
+
+    static void take(const task& t, detail::product& p, index j, index column, int task) noexcept {
+        if (t.ready == nullptr) {
+            const const_view& x = *t.x;
+            p.take_column(j, {x.at(0, column), x.type, x.rows, 1, x.row_stride, x.col_stride}, task);
+            return;
+        }
+        const prepared_activations& a = *t.ready;
+        const auto at = static_cast<std::size_t>(column);
+        const bool scaled_otherwise = a.exponent_[at] != 0 && a.weight_exponent_ != t.w.exponent();
+        if (t.path.strict || scaled_otherwise) {
+            p.take_column(j, {a.raw_.data() + a.raw_at_[at], scalar_type::f32, a.rows_, 1, 1, a.rows_}, task);
         } else {
-            const bool zero = w_.offset_type() == offset_kind::zero_point;
-            const bool raw = w_.offset_type() != offset_kind::none;
-            const float* subtracted = zero ? offset_ : !raw && table_.empty() ? base_ : nullptr;
-            read(first, n, {raw || table_.empty() ? nullptr : table_.data(), subtracted});
-            const float unit = raw || x_.path.digits == 0 ? 1.0f : f.unit;
-            for (int r = 0; r < 16; ++r) scale[r] = scale_[r] * unit;
-            if (w_.offset_type() == offset_kind::minimum) {
-                p.minimum = offset_;
-            } else if (w_.offset_type() == offset_kind::float_zero) {
-                for (int r = 0; r < 16; ++r) minimum[r] = -(scale_[r] * offset_[r]);
-                p.minimum = minimum;
-            }
-        }
-        p.values = values_.data();
-        p.length = n;
-        p.streams = x_.streams.data() + x_.planes * first * x_.cols;
-        p.columns = x_.cols;
-        p.scale = scale;
-        p.activation_scale = x_.scale.data() + b * x_.cols;
-        p.activation_sum = x_.sum.data() + b * x_.cols;
-        p.accumulator = accumulator_.data();
-        if (x_.path.digits > 0) kernels_.digits[x_.path.digits - 1](p);
-        else kernels_.chain(p);
-    }
-
-    void multiply_strict(index b, index first) {
-        const index n = x_.length(b);
-        if (w_.format().decode == decode_class::wide) {
-            decode_wide(first, n);
-        } else {
-            read(first, n, {nullptr, nullptr});
-            for (index i = 0; i < n; ++i) {
-                for (int r = 0; r < 16; ++r) {
-                    float& v = values_[static_cast<std::size_t>(16 * i + r)];
-                    v = decode_weight(w_.format(), w_.offset_type(), static_cast<unsigned>(v), scale_[r], offset_[r]);
-                }
-            }
-        }
-        block_product p{};
-        p.values = values_.data();
-        p.length = n;
-        p.columns = static_cast<index>(x_.strict_columns.size());
-        p.streams = x_.strict_streams.data() + first * p.columns;
-        p.accumulator = strict_.data();
-        kernels_.strict(p);
-    }
-
-    /// Values, or with no table codes as floats, of the columns [first, first + n) of this panel. A sub-block starts at a
-    /// k-quad; what its last quad holds beyond n is not used.
-    void read(index first, index n, const value_map& map) noexcept {
-        const layout& l = w_.layout();
-        kernels_.read(panel_, l.bits, l.position(first) / 4, ceil_div(n, 4), map, values_.data());
-    }
-
-    void decode_wide(index first, index n) noexcept {
-        const index position = w_.layout().position(first);
-        for (index i = 0; i < n; ++i)
-            for (int r = 0; r < 16; ++r)
-                values_[static_cast<std::size_t>(16 * i + r)] = w_.format().decode_wide(get_code(panel_, 16, r, position + i));
-    }
-
-    static void store(const float* line, index live, index panel, index j, int exponent, const float_view& y) noexcept {
-        for (index r = 0; r < live; ++r) {
-            float v = exponent == 0 ? line[r] : scale_by_power(line[r], -exponent);
-            if ((bits_of(v) & 0x7fffffffu) > 0x7f800000u) v = float_of(canonical_nan);  // x86 and ARM differ in sign and payload
-            y.at(panel * panel_rows + r, j) = v;
+            // The arrays of a prepared column are only read.
+            p.pack(j, column_of(const_cast<prepared_activations&>(a), column, p.blocks()));
+            p.set_carried(j, a.carried_[at] != 0);
         }
     }
-
-    const qmatrix& w_;
-    const activations& x_;
-    const kernel_table& kernels_;
-    const std::uint8_t* panel_ = nullptr;
-    std::vector<float> values_, accumulator_, strict_, table_;
-    float scale_[16];
-    float offset_[16];
-    float base_[16];
 };
-
-NIBBLE_FP_END
-
-}  // namespace detail
 
 /// y = w x. x is K x M and y is N x M, in any order and strides; neither is copied as a whole.
 /// Throws errc::shape_mismatch with the shapes, errc::overlap if y shares memory with x or w.
@@ -186,21 +218,57 @@ NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const float_view& y,
 /// activations.hpp).
 [[nodiscard]] NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options = {});
 
+/// Prepares the columns of x (K x M) for products with w and with matrices like it (see prepared_activations).
+/// Throws errc::shape_mismatch with both shapes.
+[[nodiscard]] NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, const gemm_options& options = {});
+
+/// y = w x from prepared activations; the bits are those of gemm(w, x, y). Throws errc::invalid_argument when they were
+/// prepared for another group size or kind of format.
+NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const float_view& y, const gemm_options& options = {});
+
 #if NIBBLE_DEFINE_API
+namespace detail {
+
+inline void multiply(const qmatrix& w, const const_view* x, const prepared_activations* ready, index m, const float_view& y,
+                     const gemm_options& options) {
+    workspace own;
+    const output to(y);
+    const product_path path = path_of(w.format(), ready != nullptr ? ready->compute() : options.compute);
+    detail_gemm::multiply({w, x, ready, to, path, options.executor != nullptr ? *options.executor : serial()}, m,
+                          options.workspace != nullptr ? *options.workspace : own);
+}
+
+}  // namespace detail
+
 NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const float_view& y, const gemm_options& options) {
     check_gemm(w, x, y).or_throw();
+    detail::multiply(w, &x, nullptr, x.cols, y, options);
+}
+
+NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const float_view& y, const gemm_options& options) {
+    detail_gemm::check_prepared(w, x).or_throw();
+    if (y.rows != w.rows() || y.cols != x.cols())
+        detail::fail(errc::shape_mismatch, "gemm: Y must be " + detail::shape_text(w.rows(), x.cols()) + ", but it is " +
+                                               detail::shape_text(y.rows, y.cols));
+    if ((y.data == nullptr && y.rows != 0 && y.cols != 0)) detail::fail(errc::invalid_argument, "gemm: Y is a null pointer");
+    if (detail::overlaps({w.data(), w.data() + w.memory_bytes()}, detail::bytes_of(y)))
+        detail::fail(errc::overlap, "gemm: Y shares memory with W");
+    detail::multiply(w, nullptr, &x, x.cols(), y, options);
+}
+
+NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, const gemm_options& options) {
+    if (x.rows != w.cols())
+        detail::fail(errc::shape_mismatch, "prepare: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " +
+                                               detail::shape_text(x.rows, x.cols));
     const detail::fp_environment environment;
-    const detail::activations prepared = detail::prepare_for(w, x, options);
-    detail::panel_product product(w, prepared);
-    for (index p = 0; p < w.layout().panels; ++p) product.run(p, y);
+    return detail_gemm::prepare(w, x, options.compute);
 }
 
 NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options) {
     if (x.rows != w.cols())
         detail::fail(errc::shape_mismatch, "strict_columns: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " +
                                                detail::shape_text(x.rows, x.cols));
-    const detail::fp_environment environment;
-    return static_cast<index>(detail::prepare_for(w, x, options).strict_columns.size());
+    return prepare(w, x, options).strict_columns();
 }
 #endif
 

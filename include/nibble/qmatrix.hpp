@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <new>
 
+#include "detail/dispatch.hpp"
 #include "detail/fp_environment.hpp"
 #include "granularity.hpp"
 #include "quantizers/quantizer.hpp"
@@ -84,11 +85,13 @@ struct layout {
     index offset_line = 0;
     index supers = 0;             // second-level scales: along one row (two_level), or in all (double_quantized)
     index super_line = 0;         // bytes of one panel's d (and dmin) of one super-group
-    index tile_row = 0;           // the first row's place in its tile of block_rows rows
-    index first_group = 0;        // double_quantized: the first group's place among the `span` that share a super
+    index first_row = 0;          // of a row block: its place in the buffer. Tiles of rows and the supers of
+                                  // double_quantized are counted from the buffer's first row
     index codes_at = 0, scales_at = 0, offsets_at = 0, supers_at = 0;
     index size = 0;               // of the whole buffer
 
+    /// The first row's place in its tile of block_rows rows.
+    [[nodiscard]] index tile_row() const noexcept { return first_row % block_rows; }
     [[nodiscard]] index position(index k) const noexcept { return k / group * padded_group + k % group; }
     [[nodiscard]] index group_begin(index g) const noexcept { return g * group; }
     [[nodiscard]] index group_end(index g) const noexcept { return (std::min)(cols, (g + 1) * group); }
@@ -301,11 +304,12 @@ public:
     /// For products with tokens as rows: X * Wq.transpose() is tokens x N.
     [[nodiscard]] transposed_qmatrix transpose() const;
 
-    /// What groups [first, first + count) of a panel mean, as lines of 16 floats: the only code that knows how scales
-    /// are stored. Rows past the end have scale 0. Offsets are 0 where there are none.
+    /// What groups [first, first + count) of a panel mean, as lines of 16 floats. Rows past the end have scale 0. Offsets
+    /// are 0 where there are none.
     void expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept;
 
     // What a kernel reads. The layout is described at the top of this file.
+    [[nodiscard]] detail::scale_source scales_of(index panel) const noexcept;
     [[nodiscard]] const detail::layout& layout() const noexcept { return layout_; }
     [[nodiscard]] const std::uint8_t* panel(index p) const noexcept {
         return data() + layout_.codes_at + p * layout_.panel_bytes;
@@ -333,11 +337,11 @@ public:
         std::memcpy(&u, super_line(n / panel_rows, s) + (minimum ? 32 : 0) + 2 * (n % panel_rows), 2);
         return u;
     }
-    /// The second-level absmax s of a double-quantized matrix: that of the groups (layout().first_group + n * groups() + g)
-    /// / scheme().span.
+    /// The s-th of the second-level absmaxes that the groups of a double-quantized matrix fall under. The first one of a
+    /// row block may begin with groups of rows above.
     [[nodiscard]] float nested_absmax(index s) const noexcept {
         float f;
-        std::memcpy(&f, data() + layout_.supers_at + 4 * s, 4);
+        std::memcpy(&f, data() + layout_.supers_at + 4 * (layout_.first_row * layout_.groups / scheme_.span + s), 4);
         return f;
     }
 
@@ -385,11 +389,35 @@ struct transposed_qmatrix {
 
 inline transposed_qmatrix qmatrix::transpose() const { return {*this}; }
 
+inline detail::scale_source qmatrix::scales_of(index panel) const noexcept {
+    const detail::layout& l = layout_;
+    const bool nested = scheme_.storage == scale_storage::double_quantized;
+    detail::scale_source s;
+    s.scales = data() + l.scales_at + panel * l.groups * l.scale_line;
+    s.offsets = data() + l.offsets_at + panel * l.groups * l.offset_line;
+    s.supers = data() + l.supers_at + (nested ? 0 : panel * l.supers * l.super_line);
+    s.scale_line = l.scale_line;
+    s.offset_line = l.offset_line;
+    s.super_line = l.super_line;
+    s.span = scheme_.span;
+    s.groups = l.groups;
+    s.first_row = l.first_row + panel * panel_rows;
+    s.live = static_cast<int>((std::min)(panel_rows, l.rows - panel * panel_rows));
+    s.storage = static_cast<std::uint8_t>(scheme_.storage);
+    s.offset = static_cast<std::uint8_t>(offset_);
+    s.is_signed = scheme_.is_signed;
+    s.shared = l.lanes == 1;
+    s.scale_bits = l.scale_bits;
+    s.offset_bits = l.offset_bits;
+    s.tensor_scale = tensor_scale_;
+    return s;
+}
+
 inline double qmatrix::format_bits() const noexcept {
     const detail::layout& l = layout_;
     const double weights = static_cast<double>(l.rows) * static_cast<double>(l.cols);
     if (weights == 0.0) return 0.0;
-    const double groups = static_cast<double>(detail::ceil_div(l.tile_row + l.rows, l.block_rows)) * static_cast<double>(l.groups);
+    const double groups = static_cast<double>(detail::ceil_div(l.tile_row() + l.rows, l.block_rows)) * static_cast<double>(l.groups);
     double bits = weights * l.bits + groups * (l.scale_bits + l.offset_bits);
     switch (scheme_.storage) {
         case scale_storage::two_level:
@@ -418,14 +446,11 @@ inline qmatrix qmatrix::row_block(index first, index count) const {
     l.codes_at += panel * l.panel_bytes;
     l.scales_at += panel * l.groups * l.scale_line;
     l.offsets_at += panel * l.groups * l.offset_line;
-    l.tile_row = (l.tile_row + first) % l.block_rows;
+    l.first_row += first;
     if (scheme_.storage == scale_storage::two_level) {
         l.supers_at += panel * l.supers * l.super_line;
     } else if (scheme_.storage == scale_storage::double_quantized) {
-        const index group = l.first_group + first * l.groups;
-        l.supers_at += 4 * (group / scheme_.span);
-        l.first_group = group % scheme_.span;
-        l.supers = detail::ceil_div(l.first_group + count * l.groups, scheme_.span);
+        l.supers = detail::ceil_div(l.first_row * l.groups % scheme_.span + count * l.groups, scheme_.span);
     }
     return block;
 }
@@ -434,57 +459,7 @@ inline qmatrix qmatrix::row_block(index first, index count) const {
 NIBBLE_FP_BEGIN
 
 NIBBLE_NOINLINE NIBBLE_API void qmatrix::expand_scales(index panel, index first, index count, float* scale, float* offset) const noexcept {
-    const detail::layout& l = layout_;
-    const index live = (std::min)(panel_rows, l.rows - panel * panel_rows);
-    const std::uint8_t* scale_line = data() + l.scales_at + (panel * l.groups + first) * l.scale_line;
-    const std::uint8_t* offset_line = data() + l.offsets_at + (panel * l.groups + first) * l.offset_line;
-    const int bytes = l.scale_bits / 8;
-    for (index g = 0; g < count; ++g, scale_line += l.scale_line, offset_line += l.offset_line, scale += 16, offset += 16) {
-        for (int r = 0; r < 16; ++r) {
-            const int lane = l.lanes == 1 ? 0 : r;
-            float s = 1.0f;
-            float o = 0.0f;
-            switch (scheme_.storage) {
-                case scale_storage::none: break;
-                case scale_storage::two_level: {
-                    const index super = (first + g) / scheme_.span;
-                    const float d = fp16_to_float(stored_super(panel * 16 + r, super));
-                    const unsigned u = l.scale_bits < 8 ? detail::get_lane(scale_line, l.scale_bits, lane)
-                                                        : static_cast<unsigned>(scale_line[lane]);
-                    const int half = scheme_.is_signed ? 1 << (l.scale_bits - 1) : 0;
-                    s = d * static_cast<float>(static_cast<int>(u) - half);
-                    break;
-                }
-                case scale_storage::double_quantized: {
-                    const index block = l.first_group + (panel * 16 + r) * l.groups + first + g;
-                    const float absmax = r < live ? nested_absmax(block / scheme_.span) : 0.0f;
-                    const float product = detail::signed_dynamic_map.values[scale_line[lane]] * absmax;
-                    s = product + tensor_scale_;
-                    break;
-                }
-                case scale_storage::e4m3_f32:
-                    s = detail::decode_stored(scheme_.storage, scale_line[lane]) * tensor_scale_;
-                    break;
-                default: s = detail::decode_stored(scheme_.storage, detail::load_bits(scale_line + lane * bytes, bytes));
-            }
-            if (offset_ == offset_kind::zero_point) {
-                o = static_cast<float>(l.offset_bits < 8 ? detail::get_lane(offset_line, l.offset_bits, lane)
-                                                         : static_cast<unsigned>(offset_line[lane]));
-            } else if (offset_ != offset_kind::none) {
-                if (scheme_.storage == scale_storage::two_level) {
-                    const index super = (first + g) / scheme_.span;
-                    const float dmin = fp16_to_float(stored_super(panel * 16 + r, super, true));
-                    const unsigned u = l.offset_bits < 8 ? detail::get_lane(offset_line, l.offset_bits, lane)
-                                                         : static_cast<unsigned>(offset_line[lane]);
-                    o = -(dmin * static_cast<float>(u));
-                } else {
-                    o = detail::decode_stored(scheme_.storage, detail::load_bits(offset_line + lane * bytes, bytes));
-                }
-            }
-            scale[r] = r < live ? s : 0.0f;
-            offset[r] = r < live ? o : 0.0f;
-        }
-    }
+    detail::active_kernels().expand(scales_of(panel), first, count, 1.0f, false, scale, offset);
 }
 
 NIBBLE_NOINLINE NIBBLE_API group_scale qmatrix::decoded_scale(index n, index g) const noexcept {

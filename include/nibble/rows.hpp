@@ -43,7 +43,7 @@ namespace detail {
         const layout& l = m.layout();
         if (l.rows == 0) continue;
         tile = std::gcd(tile, row);
-        const index first = l.block_rows - l.tile_row;  // rows of its first tile
+        const index first = l.block_rows - l.tile_row();  // rows of its first tile
         if (first < l.rows) tile = std::gcd(tile, row + first);
         if (first + l.block_rows < l.rows) tile = std::gcd(tile, l.block_rows);
         row += l.rows;
@@ -59,9 +59,10 @@ namespace detail {
     std::vector<std::size_t> owner;
     index row = 0;
     for (std::size_t i = 0; i < parts.size(); row += parts[i].rows(), ++i) {
+        const index before = parts[i].layout().first_row * groups % span;  // groups of rows above, under the first absmax
         for (index j = 0; j < parts[i].rows() * groups; ++j) {
             const auto s = static_cast<std::size_t>((row * groups + j) / span);
-            const std::uint32_t absmax = bits_of(parts[i].nested_absmax((parts[i].layout().first_group + j) / span));
+            const std::uint32_t absmax = bits_of(parts[i].nested_absmax((before + j) / span));
             if (s == joined.size()) {
                 joined.push_back(absmax);
                 owner.push_back(i);

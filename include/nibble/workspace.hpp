@@ -74,6 +74,8 @@ public:
     arena() noexcept = default;
     /// Hands out the memory of w, which must hold what will be taken.
     explicit arena(workspace& w) noexcept : base_(w.data()), capacity_(w.capacity()), counting_(false) {}
+    /// Hands out memory of another arena.
+    explicit arena(std::span<std::byte> memory) noexcept : base_(memory.data()), capacity_(memory.size()), counting_(false) {}
 
     /// The next `count` elements, uninitialized. Throws errc::out_of_range when the size does not fit in memory or in the
     /// workspace, errc::invalid_argument for a negative count.

@@ -7,13 +7,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
-#include "../../formats/half.hpp"
+#include "../../scale.hpp"
 #include "../kernels/epilogue_types.hpp"
 #include "../kernels/types.hpp"
 #include "levels.hpp"
 
-#if NIBBLE_COMPILE_AVX2
+#if NIBBLE_COMPILE_X86
 #include <immintrin.h>
 #endif
 
@@ -21,33 +22,71 @@ NIBBLE_FP_BEGIN
 namespace nibble::detail::scalar {
 #include "scalar.inl.hpp"
 
-#include "../kernels/product.inl.hpp"
-#include "../kernels/unpack.inl.hpp"
-#include "../kernels/table.inl.hpp"
-#include "../kernels/epilogue.inl.hpp"
+#include "../kernels/all.inl.hpp"
 }  // namespace nibble::detail::scalar
 NIBBLE_FP_END
 
-#if NIBBLE_COMPILE_AVX2
-NIBBLE_FP_BEGIN
+#if NIBBLE_COMPILE_X86
+
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#define NIBBLE_TARGET_BEGIN(features) NIBBLE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define NIBBLE_TARGET_END NIBBLE_PRAGMA(clang attribute pop)
 #else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#define NIBBLE_TARGET_BEGIN(features) NIBBLE_PRAGMA(GCC push_options) NIBBLE_PRAGMA(GCC target(features))
+#define NIBBLE_TARGET_END NIBBLE_PRAGMA(GCC pop_options)
 #endif
+
+NIBBLE_FP_BEGIN
+NIBBLE_TARGET_BEGIN("avx2,fma,f16c")
 namespace nibble::detail::avx2 {
 #include "avx2.inl.hpp"
 
-#include "../kernels/product.inl.hpp"
-#include "../kernels/unpack.inl.hpp"
-#include "../kernels/table.inl.hpp"
-#include "../kernels/epilogue.inl.hpp"
+#include "x86_pack.inl.hpp"
+
+#include "avx2_dot.inl.hpp"
+
+#include "../kernels/all.inl.hpp"
 }  // namespace nibble::detail::avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+NIBBLE_TARGET_END
+
+NIBBLE_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
+namespace nibble::detail::avxvnni {
+#include "avx2.inl.hpp"
+
+#include "x86_pack.inl.hpp"
+
+#include "avxvnni_dot.inl.hpp"
+
+#include "../kernels/all.inl.hpp"
+}  // namespace nibble::detail::avxvnni
+NIBBLE_TARGET_END
+
+NIBBLE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+namespace nibble::detail::avx512 {
+#include "avx512.inl.hpp"
+
+#include "x86_pack.inl.hpp"
+
+#include "avx512_dot.inl.hpp"
+
+#include "../kernels/all.inl.hpp"
+}  // namespace nibble::detail::avx512
+NIBBLE_TARGET_END
+
+NIBBLE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
+namespace nibble::detail::avx512vnni {
+#include "avx512.inl.hpp"
+
+#include "x86_pack.inl.hpp"
+
+#include "avx512vnni_dot.inl.hpp"
+
+#include "../kernels/all.inl.hpp"
+}  // namespace nibble::detail::avx512vnni
+NIBBLE_TARGET_END
 NIBBLE_FP_END
+
+#undef NIBBLE_TARGET_BEGIN
+#undef NIBBLE_TARGET_END
+
 #endif

@@ -1,11 +1,8 @@
-// 16 lanes of float for every CPU: four quads, which GCC and clang map to SSE or NEON registers, or plain arrays.
-// No include guard: see foreach_level.hpp.
+// 16 lanes for every CPU: floats in four quads, which GCC and clang map to SSE or NEON registers, integers in an array
+// that compilers vectorize. No include guard: see foreach_level.hpp.
 
 #if defined(__GNUC__)
 typedef float quad __attribute__((vector_size(16)));
-typedef std::int32_t quad_int __attribute__((vector_size(16)));
-NIBBLE_INLINE quad_int to_int(quad x) noexcept { return __builtin_convertvector(x, quad_int); }
-NIBBLE_INLINE quad to_float(quad_int x) noexcept { return __builtin_convertvector(x, quad); }
 NIBBLE_INLINE quad splat(float x) noexcept { return quad{x, x, x, x}; }
 #else
 struct quad {
@@ -22,66 +19,12 @@ struct lanes {
     quad a, b, c, d;
 };
 
-#if defined(__GNUC__)
-struct lanes_int {
-    quad_int a, b, c, d;
-};
-NIBBLE_INLINE lanes_int load_words(const std::uint8_t* p) noexcept {
-    lanes_int x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-}
-/// (x >> shift) & mask; what an arithmetic shift brings in is masked off.
-NIBBLE_INLINE lanes_int field(lanes_int x, int shift, int mask) noexcept {
-    return {(x.a >> shift) & mask, (x.b >> shift) & mask, (x.c >> shift) & mask, (x.d >> shift) & mask};
-}
-NIBBLE_INLINE lanes_int combine(lanes_int low, lanes_int high, int bits) noexcept {
-    return {low.a | (high.a << bits), low.b | (high.b << bits), low.c | (high.c << bits), low.d | (high.d << bits)};
-}
-NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept { return {to_float(x.a), to_float(x.b), to_float(x.c), to_float(x.d)}; }
-NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept { return {x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
-#else
 struct lanes_int {
     std::int32_t v[16];
 };
-NIBBLE_INLINE lanes_int load_words(const std::uint8_t* p) noexcept {
-    lanes_int x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-}
-NIBBLE_INLINE lanes_int field(lanes_int x, int shift, int mask) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = (x.v[r] >> shift) & mask;
-    return x;
-}
-NIBBLE_INLINE lanes_int combine(lanes_int low, lanes_int high, int bits) noexcept {
-    for (int r = 0; r < 16; ++r) low.v[r] |= high.v[r] << bits;
-    return low;
-}
-NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept {
-    float f[16];
-    for (int r = 0; r < 16; ++r) f[r] = static_cast<float>(x.v[r]);
-    lanes y;
-    std::memcpy(&y, f, sizeof y);
-    return y;
-}
-NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept {
-    float f[16], g[16];
-    std::memcpy(f, &x, sizeof f);
-    std::memcpy(g, &y, sizeof g);
-    for (int r = 0; r < 16; ++r) f[r] -= g[r];
-    std::memcpy(&x, f, sizeof x);
-    return x;
-}
-#endif
-/// out[r] = table[code[r]].
-NIBBLE_INLINE void look_up(const float* table, int, lanes_int code, float* out) noexcept {
-    std::int32_t u[16];
-    std::memcpy(u, &code, sizeof u);
-    for (int r = 0; r < 16; ++r) out[r] = table[u[r]];
-}
 
-/// Streams that one pass over a sub-block can sum without running out of registers.
-inline constexpr int max_streams = 3;
+inline constexpr int tile_panels = 1;
+inline constexpr int value_columns = 3;  // 12 accumulators of 16 registers
 
 NIBBLE_INLINE quad load_quad(const float* p) noexcept {
     quad q;
@@ -95,12 +38,7 @@ NIBBLE_INLINE void store(float* p, lanes x) noexcept { std::memcpy(p, &x, sizeof
 NIBBLE_INLINE lanes set(float x) noexcept { return {splat(x), splat(x), splat(x), splat(x)}; }
 NIBBLE_INLINE lanes zero() noexcept { return set(0.0f); }
 NIBBLE_INLINE lanes multiply(lanes x, lanes y) noexcept { return {x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
-
-/// x * s + y where the caller knows that neither step rounds.
-NIBBLE_INLINE lanes multiply_add_exact(lanes x, float s, lanes y) noexcept {
-    const quad q = splat(s);
-    return {x.a * q + y.a, x.b * q + y.b, x.c * q + y.c, x.d * q + y.d};
-}
+NIBBLE_INLINE lanes plus(lanes x, lanes y) noexcept { return {x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
 
 NIBBLE_INLINE quad fma_quad(quad x, quad y, quad z) noexcept {
     quad r{};
@@ -112,43 +50,249 @@ NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
     return {fma_quad(x.a, y.a, z.a), fma_quad(x.b, y.b, z.b), fma_quad(x.c, y.c, z.c), fma_quad(x.d, y.d, z.d)};
 }
 
-/// RN(d0 + 256 d1) and RN(d0 + 256 d1 + 65536 d2) of exact integers below 2^23 (see product.inl.hpp).
-#if defined(__GNUC__)
-NIBBLE_INLINE quad join_two_quad(quad d0, quad d1) noexcept { return to_float(to_int(d0) + to_int(d1) * 256); }
-NIBBLE_INLINE quad join_three_quad(quad d0, quad d1, quad d2) noexcept {
-    const quad_int e = to_int(d0) + to_int(d1) * 256;
-    return fma_quad(to_float(to_int(d2) + (e >> 16)), splat(65536.0f), to_float(e & 0xffff));
+/// The lanes as an array, and back.
+struct lane_array {
+    float v[16];
+};
+NIBBLE_INLINE lane_array to_array(lanes x) noexcept {
+    lane_array f;
+    std::memcpy(&f, &x, sizeof f);
+    return f;
 }
-#else
-NIBBLE_INLINE quad join_two_quad(quad d0, quad d1) noexcept {
-    quad r{};
-    for (int i = 0; i < 4; ++i) r[i] = static_cast<float>(static_cast<double>(d0[i]) + 256.0 * static_cast<double>(d1[i]));
-    return r;
+NIBBLE_INLINE lanes from_array(const lane_array& f) noexcept { return load(f.v); }
+
+NIBBLE_INLINE lanes smaller(lanes x, lanes y) noexcept {
+    lane_array a = to_array(x);
+    const lane_array b = to_array(y);
+    for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] < b.v[r] ? a.v[r] : b.v[r];
+    return from_array(a);
 }
-NIBBLE_INLINE quad join_three_quad(quad d0, quad d1, quad d2) noexcept {
-    quad r{};
-    for (int i = 0; i < 4; ++i)
-        r[i] = static_cast<float>(static_cast<double>(d0[i]) + 256.0 * static_cast<double>(d1[i]) +
-                                  65536.0 * static_cast<double>(d2[i]));
-    return r;
-}
-#endif
-NIBBLE_INLINE lanes join_two(lanes x, lanes y) noexcept {
-    return {join_two_quad(x.a, y.a), join_two_quad(x.b, y.b), join_two_quad(x.c, y.c), join_two_quad(x.d, y.d)};
-}
-NIBBLE_INLINE lanes join_three(lanes x, lanes y, lanes z) noexcept {
-    return {join_three_quad(x.a, y.a, z.a), join_three_quad(x.b, y.b, z.b), join_three_quad(x.c, y.c, z.c),
-            join_three_quad(x.d, y.d, z.d)};
+NIBBLE_INLINE lanes larger(lanes x, lanes y) noexcept {
+    lane_array a = to_array(x);
+    const lane_array b = to_array(y);
+    for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] > b.v[r] ? a.v[r] : b.v[r];
+    return from_array(a);
 }
 
-// ---- Epilogues: activation functions in double, and 16-bit outputs ----
+NIBBLE_INLINE lanes_int load_words(const void* p) noexcept {
+    lanes_int x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+NIBBLE_INLINE void store_words(void* p, lanes_int x) noexcept { std::memcpy(p, &x, sizeof x); }
+NIBBLE_INLINE lanes_int set_int(std::int32_t y) noexcept {
+    lanes_int x;
+    for (int r = 0; r < 16; ++r) x.v[r] = y;
+    return x;
+}
+NIBBLE_INLINE lanes_int zero_int() noexcept { return set_int(0); }
+NIBBLE_INLINE lanes_int add(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] += y.v[r];
+    return x;
+}
+NIBBLE_INLINE lanes_int subtract(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] -= y.v[r];
+    return x;
+}
+NIBBLE_INLINE lanes_int multiply_low(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] *= y.v[r];
+    return x;
+}
+NIBBLE_INLINE lanes_int bit_or(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] |= y.v[r];
+    return x;
+}
+NIBBLE_INLINE lanes_int bit_and(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] &= y.v[r];
+    return x;
+}
+NIBBLE_INLINE lanes_int bit_and(lanes_int x, std::int32_t y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] &= y;
+    return x;
+}
+NIBBLE_INLINE lanes_int shift_left_by(lanes_int x, int n) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) << n);
+    return x;
+}
+template <int N>
+NIBBLE_INLINE lanes_int shift_left(lanes_int x) noexcept {
+    return shift_left_by(x, N);
+}
+template <int N>
+NIBBLE_INLINE lanes_int shift_right(lanes_int x) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] >>= N;
+    return x;
+}
+template <int N>
+NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> N);
+    return x;
+}
+/// (words >> Shift) & Mask. One function for all: unrolled kernels of arrays take compilers seconds.
+NIBBLE_NOINLINE inline lanes_int read_field(const std::uint8_t* p, int shift, std::int32_t mask) noexcept {
+    lanes_int x = load_words(p);
+    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> shift) & mask;
+    return x;
+}
+template <int Shift, std::int32_t Mask>
+NIBBLE_INLINE lanes_int field(const std::uint8_t* p) noexcept {
+    return read_field(p, Shift, Mask);
+}
+NIBBLE_INLINE lanes_int larger(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] > y.v[r] ? x.v[r] : y.v[r];
+    return x;
+}
+NIBBLE_INLINE lanes_int absolute(lanes_int x) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] < 0 ? -x.v[r] : x.v[r];
+    return x;
+}
+/// All bits of a lane that equals y, else none.
+NIBBLE_INLINE lanes_int equal(lanes_int x, std::int32_t y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] == y ? -1 : 0;
+    return x;
+}
+NIBBLE_INLINE lanes_int select(lanes_int mask, lanes_int yes, lanes_int no) noexcept {
+    for (int r = 0; r < 16; ++r) no.v[r] = mask.v[r] != 0 ? yes.v[r] : no.v[r];
+    return no;
+}
+/// All bits of the first n lanes.
+NIBBLE_INLINE lanes_int first_lanes(int n) noexcept {
+    lanes_int x;
+    for (int r = 0; r < 16; ++r) x.v[r] = r < n ? -1 : 0;
+    return x;
+}
+NIBBLE_INLINE lanes to_lanes(lanes_int x) noexcept {
+    lane_array f;
+    for (int r = 0; r < 16; ++r) f.v[r] = static_cast<float>(x.v[r]);
+    return from_array(f);
+}
+NIBBLE_INLINE lanes_int to_int(lanes x) noexcept {
+    const lane_array f = to_array(x);
+    lanes_int y;
+    for (int r = 0; r < 16; ++r) y.v[r] = static_cast<std::int32_t>(f.v[r]);
+    return y;
+}
+/// Ties to even, for |x| < 2^31.
+NIBBLE_INLINE lanes_int nearest_int(lanes x) noexcept {
+    constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+    const lane_array f = to_array(x);
+    lanes_int y;
+    for (int r = 0; r < 16; ++r) {
+        const double shifted = static_cast<double>(f.v[r]) + magic;
+        y.v[r] = static_cast<std::int32_t>(shifted - magic);
+    }
+    return y;
+}
+NIBBLE_INLINE lanes as_lanes(lanes_int x) noexcept {
+    lanes f;
+    std::memcpy(&f, &x, sizeof f);
+    return f;
+}
+NIBBLE_INLINE lanes_int as_bits(lanes x) noexcept {
+    lanes_int y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+}
+NIBBLE_INLINE lanes negate(lanes x) noexcept {
+    lanes_int y = as_bits(x);
+    for (int r = 0; r < 16; ++r) y.v[r] ^= static_cast<std::int32_t>(0x80000000u);
+    return as_lanes(y);
+}
+
+NIBBLE_NOINLINE inline lanes load_half(const std::uint8_t* p) noexcept {
+    lane_array f;
+    for (int r = 0; r < 16; ++r) {
+        std::uint16_t u;
+        std::memcpy(&u, p + 2 * r, 2);
+        f.v[r] = fp16_to_float(u);
+    }
+    return from_array(f);
+}
+NIBBLE_INLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
+    lanes_int x;
+    for (int r = 0; r < 16; ++r) {
+        std::uint16_t u;
+        std::memcpy(&u, p + 2 * r, 2);
+        x.v[r] = u;
+    }
+    return x;
+}
+NIBBLE_INLINE lanes_int load_u8(const std::uint8_t* p) noexcept {
+    lanes_int x;
+    for (int r = 0; r < 16; ++r) x.v[r] = p[r];
+    return x;
+}
+/// Lane r of a plane of P bits: bits P * (r / 2P) of byte r mod 2P (scale.hpp).
+template <int P>
+NIBBLE_INLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
+    lanes_int x;
+    for (int r = 0; r < 16; ++r) x.v[r] = (p[r % (2 * P)] >> (r / (2 * P) * P)) & ((1 << P) - 1);
+    return x;
+}
+
+/// table[code].
+NIBBLE_NOINLINE inline lanes look_up(const float* table, int, lanes_int code) noexcept {
+    lane_array f;
+    for (int r = 0; r < 16; ++r) f.v[r] = table[code.v[r]];
+    return from_array(f);
+}
+
+/// Bytes through a table of 16.
+struct byte_table {
+    const std::uint8_t* entries;
+};
+NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept { return {p}; }
+NIBBLE_NOINLINE inline lanes_int look_up(byte_table t, lanes_int codes) noexcept {
+    std::uint8_t u[64];
+    std::memcpy(u, &codes, sizeof u);
+    for (std::uint8_t& b : u) b = t.entries[b & 15];
+    std::memcpy(&codes, u, sizeof u);
+    return codes;
+}
+
+/// Codes times digits of 16 bits, products in int32.
+struct plain_kind {
+    static constexpr bool flushes = false;
+    static constexpr bool reads_nibbles = false;
+    static constexpr int chunk = 2;
+    static constexpr int streams(int digits) noexcept { return digits == 3 ? 2 : 1; }
+    static constexpr int columns(int) noexcept { return 1; }  // no array of 16 stays in registers anyway
+
+    template <int T>
+    NIBBLE_NOINLINE static void step(lanes_int* d, const lanes_int* w, const std::uint8_t* a) noexcept {
+        for (int t = 0; t < T; ++t) {
+            std::int16_t x[4];
+            std::memcpy(x, a + 8 * t, sizeof x);
+            for (int r = 0; r < 16; ++r) {
+                const auto u = static_cast<std::uint32_t>(w->v[r]);
+                d[t].v[r] += static_cast<std::int32_t>(u & 255) * x[0] + static_cast<std::int32_t>((u >> 8) & 255) * x[1] +
+                             static_cast<std::int32_t>((u >> 16) & 255) * x[2] + static_cast<std::int32_t>(u >> 24) * x[3];
+            }
+        }
+    }
+    NIBBLE_INLINE static lanes_int widen(lanes_int x) noexcept { return x; }
+    /// The low 16 bits as a signed number; with three digits then the rest: low + 65536 * high = q.
+    NIBBLE_INLINE static void pack(const std::int32_t* q, int digits, std::uint8_t* out) noexcept {
+        std::int16_t low[4], high[4];
+        for (int j = 0; j < 4; ++j) {
+            low[j] = static_cast<std::int16_t>(q[j]);
+            high[j] = static_cast<std::int16_t>(highest(q[j]));
+        }
+        std::memcpy(out, low, sizeof low);
+        if (digits == 3) std::memcpy(out + 8, high, sizeof high);
+    }
+    static constexpr std::int32_t highest(std::int32_t q) noexcept { return (q + 0x8000) >> 16; }
+};
+using narrow_kind = plain_kind;
+using wide_kind = plain_kind;
+
+// ---- Epilogues: doubles for activation functions, 16-bit outputs ----
 //
-// wide       as many doubles as one register holds; + - * / round as IEEE says
-// widen      16 floats to doubles, exact;  narrow: back, rounded to nearest
-// larger     x > y ? x : y;  smaller: x < y ? x : y;  where_negative: x < 0 ? y : z
-// two_to     2^n of n + 1.5 * 2^52, for -1022 <= n <= 1023
-// or_nan     y, but the canonical NaN where x is NaN, by its bits
-// positive   x, but +0 where the sign bit is set
+// wide             as many doubles as one register holds; + - * / round as IEEE says
+// widen, narrow    16 floats to doubles, exact, and back, rounded to nearest
+// larger, smaller  x > y ? x : y, x < y ? x : y
+// where_negative   x < 0 ? y : z
+// two_to           2^n of n + 1.5 * 2^52, for -1022 <= n <= 1023
 
 #if defined(__GNUC__)
 typedef double wide __attribute__((vector_size(16)));
@@ -156,17 +300,16 @@ typedef std::int64_t wide_int __attribute__((vector_size(16)));
 inline constexpr int wide_lanes = 2;
 NIBBLE_INLINE wide wide_set(double x) noexcept { return wide{x, x}; }
 NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
-    float f[16];
-    std::memcpy(f, &x, sizeof f);
-    for (int i = 0; i < 8; ++i) w[i] = wide{static_cast<double>(f[2 * i]), static_cast<double>(f[2 * i + 1])};
+    const lane_array f = to_array(x);
+    for (int i = 0; i < 8; ++i) w[i] = wide{static_cast<double>(f.v[2 * i]), static_cast<double>(f.v[2 * i + 1])};
 }
 NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
-    float f[16];
+    lane_array f;
     for (int i = 0; i < 8; ++i) {
-        f[2 * i] = static_cast<float>(w[i][0]);
-        f[2 * i + 1] = static_cast<float>(w[i][1]);
+        f.v[2 * i] = static_cast<float>(w[i][0]);
+        f.v[2 * i + 1] = static_cast<float>(w[i][1]);
     }
-    return load(f);
+    return from_array(f);
 }
 NIBBLE_INLINE wide choose(wide_int mask, wide x, wide y) noexcept {
     return reinterpret_cast<wide>((reinterpret_cast<wide_int>(x) & mask) | (reinterpret_cast<wide_int>(y) & ~mask));
@@ -175,32 +318,18 @@ NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return choose(x > y, x, y);
 NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return choose(x < y, x, y); }
 NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept { return choose(x < wide_set(0.0), y, z); }
 NIBBLE_INLINE wide two_to(wide shifted) noexcept { return reinterpret_cast<wide>((reinterpret_cast<wide_int>(shifted) + 1023) << 52); }
-
-NIBBLE_INLINE quad or_nan_quad(quad x, quad y) noexcept {
-    const quad_int nan = (reinterpret_cast<quad_int>(x) & 0x7fffffff) > 0x7f800000;
-    return reinterpret_cast<quad>((reinterpret_cast<quad_int>(y) & ~nan) | (nan & 0x7fc00000));
-}
-NIBBLE_INLINE lanes or_nan(lanes x, lanes y) noexcept {
-    return {or_nan_quad(x.a, y.a), or_nan_quad(x.b, y.b), or_nan_quad(x.c, y.c), or_nan_quad(x.d, y.d)};
-}
-NIBBLE_INLINE quad positive_quad(quad x) noexcept {
-    const quad_int u = reinterpret_cast<quad_int>(x);
-    return reinterpret_cast<quad>(u & ~(u >> 31));
-}
-NIBBLE_INLINE lanes positive(lanes x) noexcept { return {positive_quad(x.a), positive_quad(x.b), positive_quad(x.c), positive_quad(x.d)}; }
 #else
 typedef double wide;
 inline constexpr int wide_lanes = 1;
 NIBBLE_INLINE wide wide_set(double x) noexcept { return x; }
 NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
-    float f[16];
-    std::memcpy(f, &x, sizeof f);
-    for (int r = 0; r < 16; ++r) w[r] = static_cast<double>(f[r]);
+    const lane_array f = to_array(x);
+    for (int r = 0; r < 16; ++r) w[r] = static_cast<double>(f.v[r]);
 }
 NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
-    float f[16];
-    for (int r = 0; r < 16; ++r) f[r] = static_cast<float>(w[r]);
-    return load(f);
+    lane_array f;
+    for (int r = 0; r < 16; ++r) f.v[r] = static_cast<float>(w[r]);
+    return from_array(f);
 }
 NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return x > y ? x : y; }
 NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return x < y ? x : y; }
@@ -212,33 +341,14 @@ NIBBLE_INLINE wide two_to(wide shifted) noexcept {
     std::memcpy(&shifted, &u, sizeof u);
     return shifted;
 }
-NIBBLE_INLINE lanes or_nan(lanes x, lanes y) noexcept {
-    std::uint32_t u[16], v[16];
-    std::memcpy(u, &x, sizeof u);
-    std::memcpy(v, &y, sizeof v);
-    for (int r = 0; r < 16; ++r)
-        if ((u[r] & 0x7fffffffu) > 0x7f800000u) v[r] = 0x7fc00000u;
-    std::memcpy(&y, v, sizeof v);
-    return y;
-}
-NIBBLE_INLINE lanes positive(lanes x) noexcept {
-    std::uint32_t u[16];
-    std::memcpy(u, &x, sizeof u);
-    for (int r = 0; r < 16; ++r)
-        if ((u[r] >> 31) != 0) u[r] = 0;
-    std::memcpy(&x, u, sizeof u);
-    return x;
-}
 #endif
 
-/// Rounded to nearest even, with the bits of float_to_bf16 and float_to_fp16 (formats/half.hpp), NaN included.
-NIBBLE_INLINE void store_bf16(std::uint16_t* p, lanes x) noexcept {
-    float f[16];
-    std::memcpy(f, &x, sizeof f);
-    for (int r = 0; r < 16; ++r) p[r] = float_to_bf16(f[r]);
+/// The low 16 bits of every lane; they hold numbers below 2^16.
+NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
+    for (int r = 0; r < 16; ++r) p[r] = static_cast<std::uint16_t>(x.v[r]);
 }
+/// Rounded to nearest even, with the bits of float_to_fp16 (formats/half.hpp), NaN included.
 NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
-    float f[16];
-    std::memcpy(f, &x, sizeof f);
-    for (int r = 0; r < 16; ++r) p[r] = float_to_fp16(f[r]);
+    const lane_array f = to_array(x);
+    for (int r = 0; r < 16; ++r) p[r] = float_to_fp16(f.v[r]);
 }

@@ -1,4 +1,4 @@
-// Activation functions and 16-bit outputs, on 16 lanes (no include guard: see product.inl.hpp).
+// Activation functions and 16-bit outputs, on 16 lanes (no include guard: see digits.inl.hpp).
 //
 //   relu       x > 0 ? x : +0
 //   silu       x / (1 + exp(-x))
@@ -73,6 +73,13 @@ struct gelu_erf_function {
     }
 };
 
+/// All bits of a lane that is NaN, else none; by its bits.
+NIBBLE_INLINE lanes_int is_nan(lanes x) noexcept {
+    return shift_right<31>(subtract(set_int(0x7f800000), bit_and(as_bits(x), 0x7fffffff)));
+}
+/// y, but the canonical NaN where x is NaN.
+NIBBLE_INLINE lanes or_nan(lanes x, lanes y) noexcept { return as_lanes(select(is_nan(x), set_int(0x7fc00000), as_bits(y))); }
+
 /// One of the functions above on 16 lanes.
 template <class Function>
 NIBBLE_INLINE lanes activated(lanes x) noexcept {
@@ -82,7 +89,16 @@ NIBBLE_INLINE lanes activated(lanes x) noexcept {
     return or_nan(x, narrow(w));
 }
 
-NIBBLE_INLINE lanes rectified(lanes x) noexcept { return or_nan(x, positive(x)); }
+/// Floats with their sign bit set are negative integers.
+NIBBLE_INLINE lanes rectified(lanes x) noexcept { return or_nan(x, as_lanes(larger(as_bits(x), zero_int()))); }
+
+/// Rounded to nearest even, with the bits of float_to_bf16 (formats/half.hpp), NaN included.
+NIBBLE_INLINE void store_bf16(std::uint16_t* p, lanes x) noexcept {
+    const lanes_int u = as_bits(x);
+    const lanes_int high = shift_right_logical<16>(u);
+    const lanes_int rounded = shift_right_logical<16>(add(u, add(bit_and(high, 1), set_int(0x7fff))));
+    store_u16(p, select(is_nan(x), bit_or(high, set_int(0x40)), rounded));
+}
 
 template <class Function>
 NIBBLE_NOINLINE inline void activate_lines(const float* in, float* out, std::ptrdiff_t lines) noexcept {

@@ -1,4 +1,4 @@
-// What crosses the border between a verb and its kernels: raw pointers and sizes.
+// What crosses the border between a verb and its kernels: raw pointers and sizes. A line is 16 lanes, one a row of a panel.
 #pragma once
 
 #include <cstddef>
@@ -6,33 +6,112 @@
 
 namespace nibble::detail {
 
-/// One sub-block of one panel times a set of columns. Lines are 16 floats, one lane a row.
-struct block_product {
-    const float* values;            // [length] lines: integers (digits), values at scale 1 (chain), weights (strict)
-    std::ptrdiff_t length;          // at most 256
-    const float* streams;           // [columns][planes][length]: digits of the activations, or the activations
-    std::ptrdiff_t columns;
-    const float* scale;             // one line: of the weights
-    const float* minimum;           // one line, or null
-    const float* activation_scale;  // [columns]
-    const float* activation_sum;    // [columns], read when minimum is given: the sum of the activations
-    float* accumulator;             // [columns] lines
+/// Where the scales and offsets of one panel lie and what they mean (scale.hpp). Made by qmatrix::scale_source_of.
+struct scale_source {
+    const std::uint8_t* scales;    // the first line of the panel
+    const std::uint8_t* offsets;
+    const std::uint8_t* supers;    // two_level: of the panel; double_quantized: of the matrix
+    std::ptrdiff_t scale_line;     // bytes
+    std::ptrdiff_t offset_line;
+    std::ptrdiff_t super_line;
+    std::ptrdiff_t span;           // groups to one second-level scale
+    std::ptrdiff_t groups;         // along a row
+    std::ptrdiff_t first_row;      // of the panel
+    int live;                      // rows that exist; the others get scale 0 and offset 0
+    std::uint8_t storage;          // enum scale_storage
+    std::uint8_t offset;           // enum offset_kind
+    bool is_signed;
+    bool shared;                   // one stored lane stands for all 16
+    int scale_bits;
+    int offset_bits;
+    float tensor_scale;
 };
 
-/// How codes become the values of a block_product.
-struct value_map {
-    const float* table;  // value of every code, padded to at least 16 entries; null: the code itself, as a float
-    const float* zero;   // one line subtracted from it, or null
+/// Codes of a run of sub-blocks, all of the same length, of one panel (or two: levels whose tiles hold two panels).
+struct weight_run {
+    const std::uint8_t* cells;     // of the first sub-block
+    std::ptrdiff_t panel_step;     // bytes from one panel to the next
+    int bits;                      // 8: a line of 16 x 4 codes a quad; 4 and less: cells of the matrix as they are
+    std::ptrdiff_t blocks;
+    std::ptrdiff_t quads;          // k-quads of a sub-block
+    std::ptrdiff_t flush;          // quads that 16-bit sums hold (kernels that have them)
+    const float* scale;            // lines
+    const float* minimum;          // lines, or null
+    const float* zero;             // lines, or null: then the bias holds the zero point already
+    std::ptrdiff_t scale_step;     // floats from one sub-block to the next: 16, or 0 within a group
+    std::ptrdiff_t scale_panel;    // floats from one panel to the next
+};
+
+/// A tile of prepared columns. Everything is packed tile by tile: [tile][k-quad or sub-block][column].
+struct column_tile {
+    const std::uint8_t* streams;   // of the first sub-block of the run
+    const float* scale;            // [sub-block][column] of the activations
+    const float* sum;              // [sub-block][column], read with a minimum
+    const std::int32_t* bias;      // [sub-block][column][1, or 2 with three digits]: (zero point x) sum of digits
+    float* accumulator;            // [column] lines
+    std::ptrdiff_t accumulator_panel;  // floats from one panel to the next
+    int columns;
+};
+
+/// Exact integer products of one way to hold digits.
+struct digit_kernels {
+    int stream_bytes[3];           // of one column and k-quad, for 1, 2, 3 digits
+    int columns[3];                // of a full tile
+    bool reads_nibbles;            // weight_run::bits may be 4; else it is 8
+    /// Splits q of `quads` k-quads into digits; writes every k-quad `step` bytes after the last. Returns the sum of the
+    /// highest digit when there are three.
+    std::int32_t (*pack)(const std::int32_t* q, std::ptrdiff_t quads, int digits, std::uint8_t* streams, std::ptrdiff_t step) noexcept;
+    void (*multiply)(const weight_run&, const column_tile&, int digits) noexcept;
+};
+
+/// Tiles narrow from the full one: 8, 4, 2, 1 or 6, 3, 2, 1 columns.
+[[nodiscard]] constexpr int next_tile(int columns) noexcept { return columns == 3 ? 2 : columns / 2; }
+
+/// The widest tile for what is left.
+[[nodiscard]] constexpr int tile_columns(int full, std::ptrdiff_t left) noexcept {
+    while (full > left) full = next_tile(full);
+    return full;
+}
+
+/// Products of floats: one fma for every value.
+struct value_run {
+    const float* values;           // lines, one a k
+    std::ptrdiff_t blocks;
+    std::ptrdiff_t length;         // k of a sub-block
+    std::ptrdiff_t block_step;     // lines from one sub-block to the next
+    const float* scale;            // lines; null: values are weights, and one chain runs through all sub-blocks
+    std::ptrdiff_t scale_step;
+};
+
+/// What is known of one sub-block of one column after rounding it to integers.
+struct rounded_stats {
+    std::int32_t total;            // sum of q
+    std::int32_t absolute;         // sum of |q|
+    std::int32_t largest;          // |q|
+    std::int32_t nonzero;          // of x
 };
 
 /// The kernels of one instruction-set level.
 struct kernel_table {
-    void (*digits[3])(const block_product&) noexcept;  // 1, 2 and 3 base-256 digits
-    void (*chain)(const block_product&) noexcept;
-    void (*strict)(const block_product&) noexcept;
-    /// Lines of values of the positions 4 * first .. 4 * (first + quads) - 1 of a panel; codes of at most 8 bits.
-    void (*read)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const value_map& map,
+    int panels;                    // of a digit tile
+    const digit_kernels* narrow;   // for codes of at most 127, flushed as weight_run::flush says
+    const digit_kernels* wide;     // for all codes
+    /// Codes of the k-quads [first, first + quads) of a panel as bytes, a line of 16 x 4 a quad, through a table of 16
+    /// bytes where one is given.
+    void (*unpack)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const std::uint8_t* table,
+                   std::uint8_t* out) noexcept;
+    /// Lines of floats of the positions 4 * first .. 4 * (first + quads) - 1 of a panel; codes of at most 8 bits. table: the
+    /// value of every code, of at least 16 entries; null: the code itself.
+    void (*read)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const float* table,
                  float* values) noexcept;
+    /// Groups [first, first + count) of a panel as lines: scale * unit; the offset, or with `fold` -(scale * offset).
+    void (*expand)(const scale_source&, std::ptrdiff_t first, std::ptrdiff_t count, float unit, bool fold, float* scale, float* offset) noexcept;
+    /// Largest |x| as integer bits: at least 0x7f800000 if there is a NaN or Inf.
+    std::uint32_t (*largest_bits)(const float* x, std::ptrdiff_t n) noexcept;
+    /// q = RNE(clamp(x * inv, -limit, limit)).
+    rounded_stats (*round)(const float* x, std::ptrdiff_t n, float inv, float limit, std::int32_t* q) noexcept;
+    int value_columns;             // of a full tile of `chain`
+    void (*chain)(const value_run&, const column_tile&) noexcept;
 };
 
 }  // namespace nibble::detail
