@@ -12,8 +12,10 @@
 //     for (const nibble::recipe& r : nibble::recipes()) ... // what there is
 #pragma once
 
+#include "activation_function.hpp"
 #include "dequantize.hpp"
 #include "gemm.hpp"
 #include "metrics.hpp"
 #include "quantize.hpp"
 #include "recipe.hpp"
+#include "rows.hpp"

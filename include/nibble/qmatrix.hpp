@@ -14,6 +14,9 @@
 // Groups start at a k that is a multiple of 4 (groups of other sizes are padded); N is padded to 16 rows. Padding codes
 // are zero bits and padding rows have scale zero. Why lanes are rows: no horizontal sum anywhere, so every instruction
 // set adds the same numbers in the same order.
+//
+// A row block is a matrix whose layout begins inside the buffer of another: at a panel, maybe inside a tile of rows that
+// share a scale, maybe inside a run of groups that share a second-level scale.
 #pragma once
 
 #include <algorithm>
@@ -64,7 +67,8 @@ private:
     return a * b;
 }
 
-/// Where everything lies in a matrix's one buffer.
+/// Where everything lies in a matrix's one buffer. Positions are relative to data(); those of a row block are where its
+/// first panel begins.
 struct layout {
     index rows = 0, cols = 0;
     int bits = 0;                 // of a code
@@ -81,8 +85,13 @@ struct layout {
     index offset_line = 0;
     index supers = 0;             // second-level scales: along one row (two_level), or in all (double_quantized)
     index super_line = 0;         // bytes of one panel's d (and dmin) of one super-group
-    index scales_at = 0, offsets_at = 0, supers_at = 0, size = 0;
+    index first_row = 0;          // of a row block: its place in the buffer. Tiles of rows and the supers of
+                                  // double_quantized are counted from the buffer's first row
+    index codes_at = 0, scales_at = 0, offsets_at = 0, supers_at = 0;
+    index size = 0;               // of the whole buffer
 
+    /// The first row's place in its tile of block_rows rows.
+    [[nodiscard]] index tile_row() const noexcept { return first_row % block_rows; }
     [[nodiscard]] index position(index k) const noexcept { return k / group * padded_group + k % group; }
     [[nodiscard]] index group_begin(index g) const noexcept { return g * group; }
     [[nodiscard]] index group_end(index g) const noexcept { return (std::min)(cols, (g + 1) * group); }
@@ -168,6 +177,24 @@ struct layout {
     return code;
 }
 
+/// The codes of four consecutive positions (a k-quad) of one row, one byte each; for formats of at most 8 bits.
+[[nodiscard]] inline std::uint32_t get_quad(const std::uint8_t* panel, int bits, int row, index position) noexcept {
+    const int within = static_cast<int>(position % 32);
+    const std::uint8_t* at = panel + position / 32 * cell_bytes * bits + 4 * row;
+    std::uint32_t codes = 0;
+    int done = 0;
+    for (int plane = 8; plane != 0; plane >>= 1) {
+        if ((bits & plane) == 0) continue;
+        const int per_cell = 32 / plane;
+        std::uint32_t word;
+        std::memcpy(&word, at + within / per_cell * cell_bytes, 4);
+        codes |= ((word >> (plane * (within % per_cell / 4))) & 0x01010101u * ((1u << plane) - 1)) << done;
+        at += cell_bytes * plane;
+        done += plane;
+    }
+    return codes;
+}
+
 /// Writes one code of a panel. The bits must be zero before.
 inline void put_code(std::uint8_t* panel, int bits, int row, index position, unsigned code) noexcept {
     if (bits == 16) {
@@ -224,8 +251,12 @@ public:
     [[nodiscard]] const code_format& format() const noexcept { return *format_; }
     [[nodiscard]] const scale_scheme& scheme() const noexcept { return scheme_; }
     [[nodiscard]] offset_kind offset_type() const noexcept { return offset_; }
-    /// Rows and columns that share a scale.
-    [[nodiscard]] granularity grouping() const noexcept { return {layout_.block_rows, layout_.group}; }
+    /// The code format with what keeps its table alive.
+    [[nodiscard]] const format_handle& handle() const noexcept { return format_; }
+    /// Rows and columns that share a scale. (The first tile of a row block may be the rest of one.)
+    [[nodiscard]] granularity grouping() const noexcept {
+        return {std::max<index>(1, (std::min)(layout_.block_rows, rows())), layout_.group};
+    }
     [[nodiscard]] index group_size() const noexcept { return layout_.group; }
     /// Groups along one row.
     [[nodiscard]] index groups() const noexcept { return layout_.groups; }
@@ -237,7 +268,8 @@ public:
     }
     /// Bytes of the format itself, rounded up.
     [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>((format_bits() + 7.0) / 8.0); }
-    /// Bytes that this object holds in memory, padding included.
+    /// Bytes that this object holds in memory, padding included. A row block keeps the whole of its matrix alive, and
+    /// counts it.
     [[nodiscard]] std::size_t memory_bytes() const noexcept { return static_cast<std::size_t>(layout_.size); }
 
     /// The unsigned code of weight (n, k). Throws errc::out_of_range past the end, as the accessors below do.
@@ -264,6 +296,11 @@ public:
         return decoded_weight(n, k);
     }
 
+    /// Rows [first, first + count) as a matrix of their own that shares this one's memory: nothing is copied. Products,
+    /// decoded weights and stored numbers are those of the rows of this matrix, bit for bit. A block begins where a panel
+    /// does: throws errc::invalid_argument unless first is a multiple of 16, errc::out_of_range past the end.
+    [[nodiscard]] qmatrix row_block(index first, index count) const;
+
     /// For products with tokens as rows: X * Wq.transpose() is tokens x N.
     [[nodiscard]] transposed_qmatrix transpose() const;
 
@@ -275,12 +312,13 @@ public:
     [[nodiscard]] detail::scale_source scales_of(index panel) const noexcept;
     [[nodiscard]] const detail::layout& layout() const noexcept { return layout_; }
     [[nodiscard]] const std::uint8_t* panel(index p) const noexcept {
-        return data() + p * layout_.panel_bytes;
+        return data() + layout_.codes_at + p * layout_.panel_bytes;
     }
+    /// The whole buffer, memory_bytes() long.
     [[nodiscard]] const std::uint8_t* data() const noexcept { return bytes_ ? bytes_->data() : nullptr; }
     /// The factor of the whole tensor (e4m3_f32), or the mean of the scales (double_quantized).
     [[nodiscard]] float tensor_scale() const noexcept { return tensor_scale_; }
-    /// floor(log2) of the largest |scale * value| that occurs, -127 for a zero matrix.
+    /// floor(log2) of the largest |scale * value| that occurs, -127 for a zero matrix. A row block has its matrix's.
     [[nodiscard]] int exponent() const noexcept { return exponent_; }
 
     /// The stored integer of group g of row n: the bits of a direct scale, the code of a two-level or double-quantized
@@ -299,10 +337,11 @@ public:
         std::memcpy(&u, super_line(n / panel_rows, s) + (minimum ? 32 : 0) + 2 * (n % panel_rows), 2);
         return u;
     }
-    /// The second-level absmax s of a double-quantized matrix.
+    /// The s-th of the second-level absmaxes that the groups of a double-quantized matrix fall under. The first one of a
+    /// row block may begin with groups of rows above.
     [[nodiscard]] float nested_absmax(index s) const noexcept {
         float f;
-        std::memcpy(&f, data() + layout_.supers_at + 4 * s, 4);
+        std::memcpy(&f, data() + layout_.supers_at + 4 * (layout_.first_row * layout_.groups / scheme_.span + s), 4);
         return f;
     }
 
@@ -362,7 +401,7 @@ inline detail::scale_source qmatrix::scales_of(index panel) const noexcept {
     s.super_line = l.super_line;
     s.span = scheme_.span;
     s.groups = l.groups;
-    s.first_row = panel * panel_rows;
+    s.first_row = l.first_row + panel * panel_rows;
     s.live = static_cast<int>((std::min)(panel_rows, l.rows - panel * panel_rows));
     s.storage = static_cast<std::uint8_t>(scheme_.storage);
     s.offset = static_cast<std::uint8_t>(offset_);
@@ -378,7 +417,7 @@ inline double qmatrix::format_bits() const noexcept {
     const detail::layout& l = layout_;
     const double weights = static_cast<double>(l.rows) * static_cast<double>(l.cols);
     if (weights == 0.0) return 0.0;
-    const double groups = static_cast<double>(detail::ceil_div(l.rows, l.block_rows)) * static_cast<double>(l.groups);
+    const double groups = static_cast<double>(detail::ceil_div(l.tile_row() + l.rows, l.block_rows)) * static_cast<double>(l.groups);
     double bits = weights * l.bits + groups * (l.scale_bits + l.offset_bits);
     switch (scheme_.storage) {
         case scale_storage::two_level:
@@ -390,6 +429,30 @@ inline double qmatrix::format_bits() const noexcept {
         default: break;
     }
     return bits;
+}
+
+inline qmatrix qmatrix::row_block(index first, index count) const {
+    if (first < 0 || count < 0 || first > rows() || count > rows() - first)
+        detail::fail(errc::out_of_range, "row_block: " + std::to_string(count) + " rows from row " + std::to_string(first) +
+                                             " of a " + detail::shape_text(rows(), cols()) + " matrix");
+    if (first % panel_rows != 0)
+        detail::fail(errc::invalid_argument, "row_block: it would begin at row " + std::to_string(first) +
+                                                 ", but blocks begin at multiples of 16 rows");
+    qmatrix block = *this;
+    detail::layout& l = block.layout_;
+    const index panel = first / panel_rows;
+    l.rows = count;
+    l.panels = detail::ceil_div(count, panel_rows);
+    l.codes_at += panel * l.panel_bytes;
+    l.scales_at += panel * l.groups * l.scale_line;
+    l.offsets_at += panel * l.groups * l.offset_line;
+    l.first_row += first;
+    if (scheme_.storage == scale_storage::two_level) {
+        l.supers_at += panel * l.supers * l.super_line;
+    } else if (scheme_.storage == scale_storage::double_quantized) {
+        l.supers = detail::ceil_div(l.first_row * l.groups % scheme_.span + count * l.groups, scheme_.span);
+    }
+    return block;
 }
 
 #if NIBBLE_DEFINE_API
@@ -470,6 +533,8 @@ public:
     }
 
     [[nodiscard]] const detail::layout& layout() const noexcept { return m_.layout_; }
+    /// The buffer, for whoever copies whole panels and lines.
+    [[nodiscard]] std::uint8_t* data() noexcept { return bytes_->data(); }
     /// The matrix as far as it is filled.
     [[nodiscard]] const qmatrix& peek() const noexcept { return m_; }
 

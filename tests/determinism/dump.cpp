@@ -389,6 +389,22 @@ int main(int argc, char** argv) {
     }
     print("column by column", columns_hash);
 
+    // Floats of every exponent through the activation functions.
+    std::vector<float> all;
+    for (std::uint64_t u = 0; u < std::uint64_t{1} << 32; u += 49999) all.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(u)));
+    for (std::uint32_t i = 0; i < 20000; ++i)  // -0.5 to -128
+        all.push_back(std::bit_cast<float>(0xbf000000u + i * 3355u));
+    all.resize(all.size() / 16 * 16);
+    for (const nibble::activation f :
+         {nibble::activation::relu, nibble::activation::gelu_erf, nibble::activation::gelu_tanh, nibble::activation::silu}) {
+        std::vector<float> y(all.size());
+        nibble::apply(f, all.data(), y.data(), static_cast<Index>(all.size()));
+        check_restored("apply");
+        hash activated;
+        activated.add(y);
+        print(std::string("activation ") + nibble::name_of(f), activated);
+    }
+
     if (!hostile && lines < 250) return 1;
     return 0;
 }

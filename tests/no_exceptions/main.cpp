@@ -1,6 +1,8 @@
 // A whole program without exceptions and RTTI: it quantizes, multiplies and checks the result, asks before it makes a
 // mistake, and makes some: each calls the handler of set_error_handler, which must not return.
+#include <nibble/executor.hpp>
 #include <nibble/nibble.hpp>
+#include <nibble/workspace.hpp>
 
 #include <cmath>
 #include <cstdio>
@@ -83,6 +85,17 @@ int main() {
     const nibble::quantize_plan plan = nibble::make_plan(*nibble::find_recipe("int4_g32"));
     check(static_cast<bool>(nibble::check_quantize(nibble::row_major(w.data(), 40, 96), plan)), "check_quantize");
 
+    // Executors and workspaces.
+    nibble::index sum = 0;
+    auto loop = nibble::make_executor(2, [](nibble::index n, auto body) {
+        for (nibble::index i = 0; i < n; ++i) body(i);
+    });
+    loop.parallel_for(10, [&](nibble::index i) { sum += i; });
+    nibble::serial().parallel_for(10, [&](nibble::index i) { sum += i; });
+    check(sum == 90, "executors run their tasks");
+    nibble::workspace scratch(100);
+    check(scratch.capacity() == 128, "a workspace");
+
     // A mistake calls the handler.
     check(nibble::set_error_handler(&handler) != nullptr, "there was a handler before");
     check(nibble::set_error_handler(&handler) == &handler, "the handler is set");
@@ -103,8 +116,13 @@ int main() {
                          nibble::gemm(q, both, both.topRows(40));
                      }),
           "an output inside X");
+    auto lazy = nibble::make_executor(2, [](nibble::index, auto body) { body(0); });
+    check(fails_with(nibble::errc::invalid_argument, "of 2 tasks 1 were run", [&] { lazy.parallel_for(2, [](nibble::index) {}); }),
+          "an executor that leaves out a task");
+    check(fails_with(nibble::errc::out_of_range, "do not fit in memory", [&] { scratch.reserve(SIZE_MAX); }), "too large a workspace");
+    check(fails_with(nibble::errc::invalid_argument, "row 8", [&] { static_cast<void>(q.row_block(8, 8)); }), "a row block inside a panel");
     check(nibble::set_error_handler(nullptr) == &handler, "null restores the default");
 
     std::printf("%d checks, %d failed\n", checks, failures);
-    return failures == 0 && checks == 15 ? 0 : 1;
+    return failures == 0 && checks == 20 ? 0 : 1;
 }

@@ -151,3 +151,35 @@ NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept {
 NIBBLE_INLINE lanes_int look_up(byte_table t, lanes_int codes) noexcept {
     return {_mm256_shuffle_epi8(t.entries, codes.a), _mm256_shuffle_epi8(t.entries, codes.b)};
 }
+
+// ---- Epilogues: doubles for activation functions, 16-bit outputs (see scalar.inl.hpp) ----
+
+typedef __m256d wide;
+inline constexpr int wide_lanes = 4;
+NIBBLE_INLINE wide wide_set(double x) noexcept { return _mm256_set1_pd(x); }
+NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
+    w[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(x.a));
+    w[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(x.a, 1));
+    w[2] = _mm256_cvtps_pd(_mm256_castps256_ps128(x.b));
+    w[3] = _mm256_cvtps_pd(_mm256_extractf128_ps(x.b, 1));
+}
+NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
+    return {_mm256_set_m128(_mm256_cvtpd_ps(w[1]), _mm256_cvtpd_ps(w[0])), _mm256_set_m128(_mm256_cvtpd_ps(w[3]), _mm256_cvtpd_ps(w[2]))};
+}
+NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return _mm256_max_pd(x, y); }
+NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return _mm256_min_pd(x, y); }
+NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept {
+    return _mm256_blendv_pd(z, y, _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_LT_OQ));
+}
+NIBBLE_INLINE wide two_to(wide shifted) noexcept {
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_add_epi64(_mm256_castpd_si256(shifted), _mm256_set1_epi64x(1023)), 52));
+}
+NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
+    // The pack works within halves of a register: words 0-3 8-11 4-7 12-15.
+    const __m256i packed = _mm256_packus_epi32(x.a, x.b);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}

@@ -122,3 +122,33 @@ NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept {
     return {_mm512_maskz_broadcast_i32x4(every_lane, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 NIBBLE_INLINE lanes_int look_up(byte_table t, lanes_int codes) noexcept { return {_mm512_shuffle_epi8(t.entries, codes.v)}; }
+
+// ---- Epilogues: doubles for activation functions, 16-bit outputs (see scalar.inl.hpp) ----
+
+typedef __m512d wide;
+inline constexpr int wide_lanes = 8;
+inline constexpr __mmask8 every_wide = 0xff;
+NIBBLE_INLINE wide wide_set(double x) noexcept { return _mm512_set1_pd(x); }
+NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
+    w[0] = _mm512_maskz_cvtps_pd(every_wide, _mm512_maskz_extractf32x8_ps(every_wide, x.v, 0));
+    w[1] = _mm512_maskz_cvtps_pd(every_wide, _mm512_maskz_extractf32x8_ps(every_wide, x.v, 1));
+}
+NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
+    const __m512 low = _mm512_castps256_ps512(_mm512_maskz_cvtpd_ps(every_wide, w[0]));
+    return {_mm512_maskz_insertf32x8(every_lane, low, _mm512_maskz_cvtpd_ps(every_wide, w[1]), 1)};
+}
+NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return _mm512_maskz_max_pd(every_wide, x, y); }
+NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return _mm512_maskz_min_pd(every_wide, x, y); }
+NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(x, _mm512_setzero_pd(), _CMP_LT_OQ), z, y);
+}
+NIBBLE_INLINE wide two_to(wide shifted) noexcept {
+    const __m512i n = _mm512_add_epi64(_mm512_castpd_si512(shifted), _mm512_set1_epi64(1023));
+    return _mm512_castsi512_pd(_mm512_maskz_slli_epi64(every_wide, n, 52));
+}
+NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(every_lane, x.v));
+}
+NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(every_lane, x.v, _MM_FROUND_TO_NEAREST_INT));
+}

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "../../scale.hpp"
+#include "../kernels/epilogue_types.hpp"
 #include "../kernels/types.hpp"
 #include "levels.hpp"
 

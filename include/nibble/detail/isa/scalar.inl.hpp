@@ -289,4 +289,71 @@ struct plain_kind {
 using narrow_kind = plain_kind;
 using wide_kind = plain_kind;
 
+// ---- Epilogues: doubles for activation functions, 16-bit outputs ----
+//
+// wide             as many doubles as one register holds; + - * / round as IEEE says
+// widen, narrow    16 floats to doubles, exact, and back, rounded to nearest
+// larger, smaller  x > y ? x : y, x < y ? x : y
+// where_negative   x < 0 ? y : z
+// two_to           2^n of n + 1.5 * 2^52, for -1022 <= n <= 1023
+
+#if defined(__GNUC__)
+typedef double wide __attribute__((vector_size(16)));
+typedef std::int64_t wide_int __attribute__((vector_size(16)));
+inline constexpr int wide_lanes = 2;
+NIBBLE_INLINE wide wide_set(double x) noexcept { return wide{x, x}; }
+NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
+    const lane_array f = to_array(x);
+    for (int i = 0; i < 8; ++i) w[i] = wide{static_cast<double>(f.v[2 * i]), static_cast<double>(f.v[2 * i + 1])};
+}
+NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
+    lane_array f;
+    for (int i = 0; i < 8; ++i) {
+        f.v[2 * i] = static_cast<float>(w[i][0]);
+        f.v[2 * i + 1] = static_cast<float>(w[i][1]);
+    }
+    return from_array(f);
+}
+NIBBLE_INLINE wide choose(wide_int mask, wide x, wide y) noexcept {
+    return reinterpret_cast<wide>((reinterpret_cast<wide_int>(x) & mask) | (reinterpret_cast<wide_int>(y) & ~mask));
+}
+NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return choose(x > y, x, y); }
+NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return choose(x < y, x, y); }
+NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept { return choose(x < wide_set(0.0), y, z); }
+NIBBLE_INLINE wide two_to(wide shifted) noexcept { return reinterpret_cast<wide>((reinterpret_cast<wide_int>(shifted) + 1023) << 52); }
+#else
+typedef double wide;
+inline constexpr int wide_lanes = 1;
+NIBBLE_INLINE wide wide_set(double x) noexcept { return x; }
+NIBBLE_INLINE void widen(lanes x, wide* w) noexcept {
+    const lane_array f = to_array(x);
+    for (int r = 0; r < 16; ++r) w[r] = static_cast<double>(f.v[r]);
+}
+NIBBLE_INLINE lanes narrow(const wide* w) noexcept {
+    lane_array f;
+    for (int r = 0; r < 16; ++r) f.v[r] = static_cast<float>(w[r]);
+    return from_array(f);
+}
+NIBBLE_INLINE wide larger(wide x, wide y) noexcept { return x > y ? x : y; }
+NIBBLE_INLINE wide smaller(wide x, wide y) noexcept { return x < y ? x : y; }
+NIBBLE_INLINE wide where_negative(wide x, wide y, wide z) noexcept { return x < 0.0 ? y : z; }
+NIBBLE_INLINE wide two_to(wide shifted) noexcept {
+    std::uint64_t u;
+    std::memcpy(&u, &shifted, sizeof u);
+    u = (u + 1023) << 52;
+    std::memcpy(&shifted, &u, sizeof u);
+    return shifted;
+}
+#endif
+
+/// The low 16 bits of every lane; they hold numbers below 2^16.
+NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
+    for (int r = 0; r < 16; ++r) p[r] = static_cast<std::uint16_t>(x.v[r]);
+}
+/// Rounded to nearest even, with the bits of float_to_fp16 (formats/half.hpp), NaN included.
+NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
+    const lane_array f = to_array(x);
+    for (int r = 0; r < 16; ++r) p[r] = float_to_fp16(f.v[r]);
+}
+
 #undef NIBBLE_OUTLINE

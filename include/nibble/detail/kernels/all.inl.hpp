@@ -5,3 +5,4 @@
 #include "scales.inl.hpp"
 #include "round.inl.hpp"
 #include "table.inl.hpp"
+#include "epilogue.inl.hpp"
