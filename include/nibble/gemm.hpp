@@ -12,7 +12,7 @@
 #include "detail/fp_environment.hpp"
 #include "eigen.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 struct gemm_options {
     nibble::compute compute = nibble::compute::f32;

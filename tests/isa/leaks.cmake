@@ -22,7 +22,7 @@ if(spaces STREQUAL "")
 endif()
 
 # _ZZ: what is local to a function. The number after nibble:: is the length of an inline namespace's name.
-set(inside "^_ZZ*N6nibble([0-9]+nibble_[a-z0-9_]*)?6detail(${spaces})")
+set(inside "^_ZZ*N6nibble([0-9]+abi_[a-z0-9_]*)?6detail(${spaces})")
 # Vector instructions begin with v. Then those with VEX prefixes that have only general or mask registers.
 set(prefixed "^(v[a-z0-9]+|andn|bextr|bls(i|r|msk)|bzhi|mulx|pdep|pext|rorx|s(ar|hl|hr)x|k(add|andn?|mov|not|ortest|or|shift[lr]|test|unpck|xnor|xor)[bwdq]+)$")
 # Begin with v and have none: segment checks and virtualization.

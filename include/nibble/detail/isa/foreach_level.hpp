@@ -17,7 +17,7 @@
 #endif
 
 NIBBLE_FP_BEGIN
-namespace nibble::detail::scalar {
+namespace nibble::inline NIBBLE_ABI::detail::scalar {
 #include "scalar.inl.hpp"
 
 #include "../kernels/product.inl.hpp"
@@ -34,7 +34,7 @@ NIBBLE_FP_BEGIN
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
-namespace nibble::detail::avx2 {
+namespace nibble::inline NIBBLE_ABI::detail::avx2 {
 #include "avx2.inl.hpp"
 
 #include "../kernels/product.inl.hpp"

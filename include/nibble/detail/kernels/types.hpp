@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 /// One sub-block of one panel times a set of columns. Lines are 16 floats, one lane a row.
 struct block_product {
