@@ -19,9 +19,15 @@ nibble_install() {
     if [ "$1" = clang ]; then
         have clang++ || missing="$missing clang"
         have c++ || missing="$missing g++" # for its standard library
+    elif [ "$1" = aarch64 ]; then
+        have aarch64-linux-gnu-g++ || missing="$missing g++-aarch64-linux-gnu"
+        have qemu-aarch64 || missing="$missing qemu-user"
     else
         [ -n "${CXX:-}" ] || have c++ || missing="$missing g++"
     fi
+    case $me:$1 in
+        tests:release | tests:full | tests:clang) have qemu-x86_64 || missing="$missing qemu-user" ;;
+    esac
     if have apt-get && have dpkg-query; then
         for package in libeigen3-dev catch2 libbenchmark-dev nlohmann-json3-dev libcli11-dev; do
             case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in

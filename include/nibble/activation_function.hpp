@@ -12,7 +12,7 @@
 #include "detail/fp_environment.hpp"
 #include "view.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// A function of one number.
 enum class activation : std::uint8_t {

@@ -19,7 +19,7 @@
 #include "detail/load.hpp"
 #include "qmatrix.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// The arithmetic of a product, named by the activations: what decides its error, on every CPU alike.
 enum class compute : std::uint8_t {

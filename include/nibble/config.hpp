@@ -81,7 +81,30 @@
 #define NIBBLE_DEFINE_API 0
 #endif
 
-namespace nibble {
+// The inline namespace of everything in nibble: which instructions the compiler may use in plain code. A program whose
+// files are compiled for different CPUs then has two of each inline function, and a file for the oldest CPU never calls
+// what another file's flags made; a type of nibble that crosses from one such file to another does not link. Eigen asks
+// the same: files that share its objects need the same -m flags. Settings (set_active_isa, set_error_handler) are heard by
+// files of the same flags. With nibble::compiled there is one name: its users compile with the library's flags.
+#if defined(NIBBLE_COMPILED)
+#define NIBBLE_ABI abi_compiled
+#elif defined(__AVX512F__)
+#define NIBBLE_ABI abi_avx512
+#elif defined(__AVX2__) || defined(__FMA__) || defined(__BMI__) || defined(__BMI2__)
+#define NIBBLE_ABI abi_avx2
+#elif defined(__AVX__)
+#define NIBBLE_ABI abi_avx
+#elif defined(__SSE3__) || defined(__POPCNT__)
+#define NIBBLE_ABI abi_sse4
+#elif defined(__ARM_FEATURE_SVE)
+#define NIBBLE_ABI abi_sve
+#elif defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_ATOMICS)
+#define NIBBLE_ABI abi_armv8_2
+#else
+#define NIBBLE_ABI abi_baseline
+#endif
+
+namespace nibble::inline NIBBLE_ABI {
 
 /// Rows, columns, positions and strides. The same type as Eigen::Index by default.
 using index = std::ptrdiff_t;

@@ -13,7 +13,7 @@
 #include <cpuid.h>
 #endif
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// The levels that were compiled in, lowest first.
 [[nodiscard]] inline std::span<const isa> compiled_isas() noexcept {

@@ -6,7 +6,7 @@
 #include "eigen.hpp"
 #include "qmatrix.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
 NIBBLE_FP_BEGIN

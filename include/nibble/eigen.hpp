@@ -8,7 +8,7 @@
 
 #include "view.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
 template <class Scalar>

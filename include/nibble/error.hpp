@@ -18,7 +18,7 @@
 
 #include "config.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// The kind of an error, for programs; the message is for people.
 enum class errc {

@@ -24,7 +24,7 @@
 
 #include "error.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// A function of a task's index, by reference: what an executor calls. Copies are free, refer to the same function, and
 /// are valid until parallel_for returns. Calls never throw.

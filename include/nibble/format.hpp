@@ -19,7 +19,7 @@
 
 #include "error.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// How codes become values; the only property of a format that changes a kernel's instructions.
 enum class decode_class : std::uint8_t { integer, table, wide };

@@ -10,7 +10,7 @@
 #include "detail/product.hpp"
 #include "eigen.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 struct gemm_options {
     nibble::compute compute = nibble::compute::f32;

@@ -3,7 +3,7 @@
 
 #include "error.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// rows x cols weights share one scale; 0 means all of them. A last group that is shorter has a scale of its own.
 struct granularity {

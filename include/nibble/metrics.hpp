@@ -8,7 +8,7 @@
 #include "detail/load.hpp"
 #include "eigen.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// The distance of `got` from `wanted`.
 struct error_metrics {

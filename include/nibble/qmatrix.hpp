@@ -28,7 +28,7 @@
 #include "quantizers/quantizer.hpp"
 #include "view.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 inline constexpr index panel_rows = 16;
 inline constexpr index cell_bytes = 64;

@@ -20,7 +20,7 @@
 #include "qmatrix.hpp"
 #include "recipe.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// Everything that decides the bytes of a quantized matrix.
 struct quantize_plan {

@@ -17,7 +17,7 @@
 #include "quantizers/ggml.hpp"
 #include "quantizers/search.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// A named combination.
 struct recipe {

@@ -16,7 +16,7 @@
 #include "eigen.hpp"
 #include "qmatrix.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// Whether concatenate(parts) is possible; the message names the two matrices and what differs.
 [[nodiscard]] NIBBLE_API status check_concatenate(std::span<const qmatrix> parts);

@@ -23,7 +23,7 @@
 #include "formats/half.hpp"
 #include "formats/minifloat.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// How scales are stored.
 enum class scale_storage : std::uint8_t { none, f32, f16, bf16, e8m0, e4m3, e4m3_f32, two_level, double_quantized };

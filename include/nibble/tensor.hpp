@@ -25,7 +25,7 @@
 #include "gemm.hpp"
 #include "quantize.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// A tensor with memory of its own: Tensor, TensorFixedSize or TensorMap of float, double, half or bfloat16.
 template <class T>

@@ -6,7 +6,7 @@
 
 #include "error.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// The element types that weights and activations may have in memory.
 enum class scalar_type : std::uint8_t { f32, f64, f16, bf16 };

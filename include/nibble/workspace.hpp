@@ -14,7 +14,7 @@
 
 #include "error.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// 64-byte aligned bytes that grow on demand and stay. Not to be used by two calls at the same time.
 class workspace {

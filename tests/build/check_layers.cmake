@@ -1,7 +1,7 @@
 # cmake -DINCLUDE=<.../include> -DTABLE=<layers.txt> -P check_layers.cmake
 #
 # Checks every #include of every file under INCLUDE/nibble against the table, and that the core includes no expensive
-# standard header. Reports all violations, then fails.
+# standard header, and that every namespace nibble is opened with its inline namespace. Reports all violations, then fails.
 cmake_minimum_required(VERSION 3.21)
 
 set(banned iostream regex ranges format)  # they cost more to compile than all of nibble
@@ -58,6 +58,13 @@ foreach(header IN LISTS headers)
   set(own_layer ${layer})
   set(own_may ${may})
   get_filename_component(directory "${INCLUDE}/nibble/${header}" DIRECTORY)
+
+  file(STRINGS "${INCLUDE}/nibble/${header}" spaces REGEX "^[ \t]*namespace nibble")
+  foreach(line IN LISTS spaces)
+    if(NOT line MATCHES "^namespace nibble::inline NIBBLE_ABI(::[a-z0-9_]+)* {$")
+      complain("${header}: '${line}' is not 'namespace nibble::inline NIBBLE_ABI...' (config.hpp)")
+    endif()
+  endforeach()
 
   file(STRINGS "${INCLUDE}/nibble/${header}" includes REGEX "^[ \t]*#[ \t]*include[ \t]*[<\"]")
   foreach(line IN LISTS includes)

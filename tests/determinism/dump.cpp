@@ -125,6 +125,10 @@ bool hostile = false;
 unsigned control_register() {
 #if defined(__SSE2__)
     return _mm_getcsr() & 0xffc0u;  // without the sticky flags
+#elif defined(__aarch64__)
+    std::uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    return static_cast<unsigned>(fpcr);
 #else
     return static_cast<unsigned>(std::fegetround());
 #endif

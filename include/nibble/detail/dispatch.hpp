@@ -4,7 +4,7 @@
 #include "../cpu.hpp"
 #include "isa/foreach_level.hpp"
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 [[nodiscard]] inline const kernel_table& kernels_of(isa level) noexcept {
 #define NIBBLE_ENTRY(name) &name::kernels,

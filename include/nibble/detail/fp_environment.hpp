@@ -11,7 +11,7 @@
 #include <cfenv>
 #endif
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 /// Sets the default floating-point environment of this thread and restores what it found. The work between must be in
 /// functions of their own that are not inlined, or the compiler may move arithmetic across.

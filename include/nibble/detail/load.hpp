@@ -4,7 +4,7 @@
 #include "../formats/half.hpp"
 #include "../view.hpp"
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 NIBBLE_FP_BEGIN
 

@@ -15,7 +15,7 @@
 #include "../workspace.hpp"
 #include "fp_environment.hpp"
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 NIBBLE_FP_BEGIN
 

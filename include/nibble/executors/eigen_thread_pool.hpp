@@ -14,7 +14,7 @@
 
 #include "../executor.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// Runs tasks on the threads of a pool and on the calling thread, which takes part. The pool must outlive the executor.
 ///

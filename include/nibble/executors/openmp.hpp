@@ -11,7 +11,7 @@
 
 #include "../executor.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// Runs tasks in an OpenMP parallel region. Inside another region OpenMP decides how many threads there are: one, unless
 /// OMP_MAX_ACTIVE_LEVELS allows more.

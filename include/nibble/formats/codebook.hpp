@@ -12,7 +12,7 @@
 #include "../detail/fp_environment.hpp"
 #include "../format.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
 NIBBLE_FP_BEGIN

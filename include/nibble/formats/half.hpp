@@ -9,7 +9,7 @@
 
 #include "../format.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// The float with the bits of an IEEE binary16 number; exact.
 [[nodiscard]] constexpr float fp16_to_float(std::uint16_t h) noexcept {

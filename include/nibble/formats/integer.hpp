@@ -12,7 +12,7 @@
 
 #include "../format.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
 template <int Bits, int Step, int Base>

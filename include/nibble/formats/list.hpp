@@ -33,7 +33,7 @@
     X(bf16)               \
     X(fp16)
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// Every code format of the library.
 [[nodiscard]] inline std::span<const code_format* const> formats() noexcept {

@@ -16,7 +16,7 @@
 
 #include "../format.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
 enum class special_codes : std::uint8_t {

@@ -37,7 +37,7 @@
 #define NIBBLE_HAS_MMAP 0
 #endif
 
-namespace nibble::io {
+namespace nibble::inline NIBBLE_ABI::io {
 
 /// How the bytes of a file come into memory.
 enum class open_mode {

@@ -22,7 +22,7 @@
 #include "../formats/list.hpp"
 #include "../qmatrix.hpp"
 
-namespace nibble::io::ggml {
+namespace nibble::inline NIBBLE_ABI::io::ggml {
 
 // clang-format off
 /// Every tensor type of ggml with its number in GGUF files. Numbers that are missing belong to types ggml has removed.

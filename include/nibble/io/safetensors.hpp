@@ -56,7 +56,7 @@
 #include "../view.hpp"
 #include "file.hpp"
 
-namespace nibble::io::safetensors {
+namespace nibble::inline NIBBLE_ABI::io::safetensors {
 
 /// Every element type of the format.
 enum class dtype : std::uint8_t {

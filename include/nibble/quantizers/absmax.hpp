@@ -3,7 +3,7 @@
 
 #include "quantizer.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 NIBBLE_FP_BEGIN
 

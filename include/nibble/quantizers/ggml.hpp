@@ -18,7 +18,7 @@
 #include "../formats/codebook.hpp"
 #include "quantizer.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
 inline constexpr std::size_t ggml_max_group = 256;

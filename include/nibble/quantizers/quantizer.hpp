@@ -20,7 +20,7 @@
 #include "../formats/integer.hpp"
 #include "../scale.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// A proposal: w = scale * value(code), measured from `offset` as the offset kind says.
 struct group_scale {

@@ -7,7 +7,7 @@
 #include "absmax.hpp"
 #include "affine.hpp"
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 NIBBLE_FP_BEGIN
 

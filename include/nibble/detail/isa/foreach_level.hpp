@@ -19,7 +19,7 @@
 #endif
 
 NIBBLE_FP_BEGIN
-namespace nibble::detail::scalar {
+namespace nibble::inline NIBBLE_ABI::detail::scalar {
 #include "scalar.inl.hpp"
 
 #include "../kernels/all.inl.hpp"
@@ -38,7 +38,7 @@ NIBBLE_FP_END
 
 NIBBLE_FP_BEGIN
 NIBBLE_TARGET_BEGIN("avx2,fma,f16c")
-namespace nibble::detail::avx2 {
+namespace nibble::inline NIBBLE_ABI::detail::avx2 {
 #include "avx2.inl.hpp"
 
 #include "x86_pack.inl.hpp"
@@ -50,7 +50,7 @@ namespace nibble::detail::avx2 {
 NIBBLE_TARGET_END
 
 NIBBLE_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
-namespace nibble::detail::avxvnni {
+namespace nibble::inline NIBBLE_ABI::detail::avxvnni {
 #include "avx2.inl.hpp"
 
 #include "x86_pack.inl.hpp"
@@ -62,7 +62,7 @@ namespace nibble::detail::avxvnni {
 NIBBLE_TARGET_END
 
 NIBBLE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-namespace nibble::detail::avx512 {
+namespace nibble::inline NIBBLE_ABI::detail::avx512 {
 #include "avx512.inl.hpp"
 
 #include "x86_pack.inl.hpp"
@@ -74,7 +74,7 @@ namespace nibble::detail::avx512 {
 NIBBLE_TARGET_END
 
 NIBBLE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
-namespace nibble::detail::avx512vnni {
+namespace nibble::inline NIBBLE_ABI::detail::avx512vnni {
 #include "avx512.inl.hpp"
 
 #include "x86_pack.inl.hpp"

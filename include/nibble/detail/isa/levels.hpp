@@ -24,7 +24,7 @@
 #define NIBBLE_LEVELS(X) X(scalar)
 #endif
 
-namespace nibble {
+namespace nibble::inline NIBBLE_ABI {
 
 /// An instruction-set level.
 enum class isa : std::uint8_t {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 /// The epilogues of one instruction-set level. They work on lines of 16 floats; `in` and `out` may be the same lines.
 struct epilogue_table {

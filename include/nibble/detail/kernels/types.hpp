@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace nibble::detail {
+namespace nibble::inline NIBBLE_ABI::detail {
 
 /// Where the scales and offsets of one panel lie and what they mean (scale.hpp). Made by qmatrix::scale_source_of.
 struct scale_source {
