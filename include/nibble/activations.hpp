@@ -16,7 +16,9 @@
 #include <vector>
 
 #include "detail/dispatch.hpp"
+#include "detail/fp_environment.hpp"
 #include "detail/load.hpp"
+#include "eigen.hpp"
 #include "qmatrix.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
@@ -192,4 +194,128 @@ NIBBLE_FP_BEGIN
 NIBBLE_FP_END
 
 }  // namespace detail
+
+/// Activations made ready once, for products with several matrices that share K, the group size and the way their format
+/// is multiplied (integers or floats). Made by prepare(); it holds copies, so X may go.
+class prepared_activations {
+public:
+    [[nodiscard]] index rows() const noexcept { return rows_; }
+    [[nodiscard]] index cols() const noexcept { return static_cast<index>(carried_.size()); }
+    [[nodiscard]] nibble::compute compute() const noexcept { return compute_; }
+    /// Group size of the weights that they are for.
+    [[nodiscard]] index group_size() const noexcept { return group_; }
+    /// Columns that go to strict_f32.
+    [[nodiscard]] index strict_columns() const noexcept { return strict_; }
+    /// Whether they are for products with w; the message says what is different.
+    [[nodiscard]] status check(const qmatrix& w) const {
+        const std::string start = "gemm: the activations were prepared for ";
+        if (rows_ != w.cols())
+            return status(errc::shape_mismatch, start + "K = " + std::to_string(rows_) + ", W is " + detail::shape_text(w.rows(), w.cols()));
+        if (!(path_ == detail::path_of(w.format(), compute_)))
+            return status(errc::invalid_argument, start + "another kind of code format than " + w.format().name + " in class " + name_of(compute_));
+        if (path_.strict) return {};
+        if (group_ != w.group_size())
+            return status(errc::invalid_argument, start + "groups of " + std::to_string(group_) + ", W has groups of " + std::to_string(w.group_size()));
+        if (detail::is_extreme(w.exponent()) && weight_exponent_ != w.exponent())
+            return status(errc::invalid_argument, start + "weights of magnitude 2^" + std::to_string(weight_exponent_) +
+                                                      ", those of W are of 2^" + std::to_string(w.exponent()) + "; prepare them for W");
+        return {};
+    }
+
+    // What a product reads.
+
+    [[nodiscard]] detail::product_path path() const noexcept { return path_; }
+    [[nodiscard]] bool carried(index j) const noexcept { return carried_[static_cast<std::size_t>(j)] != 0; }
+    [[nodiscard]] int exponent(index j) const noexcept { return exponent_[static_cast<std::size_t>(j)]; }
+    [[nodiscard]] int weight_exponent() const noexcept { return weight_exponent_; }
+    /// Column j as it came: of strict columns, and of those of extreme magnitude, whose scaling depends on the weights too.
+    [[nodiscard]] const_view raw(index j) const noexcept {
+        return {raw_.data() + raw_at_[static_cast<std::size_t>(j)], scalar_type::f32, rows_, 1, 1, rows_};
+    }
+    [[nodiscard]] detail::prepared_column column(index j, const detail::sub_blocks& blocks) noexcept {
+        detail::prepared_column c;
+        if (path_.digits > 0) c.q = q_.data() + j * blocks.positions();
+        else if (!path_.strict) c.x = x_.data() + j * blocks.positions();
+        c.scale = scale_.data() + j * blocks.count();
+        c.sum = sum_.data() + j * blocks.count();
+        c.total = total_.data() + j * blocks.count();
+        c.exponent = exponent_.data() + j;
+        return c;
+    }
+
+private:
+    friend prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c);
+
+    void fill(const qmatrix& w, const const_view& x, nibble::compute c);
+
+    nibble::compute compute_ = nibble::compute::f32;
+    detail::product_path path_;
+    index rows_ = 0;
+    index group_ = 1;
+    int weight_exponent_ = 0;
+    std::vector<std::int32_t> q_, total_;      // [column][position], [column][sub-block]
+    std::vector<float> x_, scale_, sum_;
+    std::vector<int> exponent_;                // [column]
+    std::vector<std::uint8_t> carried_;        // [column]
+    std::vector<index> raw_at_;                // [column]: of its floats in raw_, or -1
+    std::vector<float> raw_;
+    index strict_ = 0;
+};
+
+/// Prepares the columns of x (K x M) for products with w and with matrices like it (see prepared_activations).
+/// Throws errc::shape_mismatch with both shapes.
+[[nodiscard]] NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c = nibble::compute::f32);
+
+/// The same of an Eigen expression.
+template <eigen_expression X>
+[[nodiscard]] prepared_activations prepare(const qmatrix& w, const Eigen::DenseBase<X>& x, nibble::compute c = nibble::compute::f32) {
+    return prepare(w, eigen_view<X>(x).get(), c);
+}
+
+#if NIBBLE_DEFINE_API
+NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c) {
+    if (x.rows != w.cols())
+        detail::fail(errc::shape_mismatch, "prepare: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " + detail::shape_text(x.rows, x.cols));
+    if (x.data == nullptr && x.rows != 0 && x.cols != 0) detail::fail(errc::invalid_argument, "prepare: X is a null pointer");
+    const detail::fp_environment environment;
+    prepared_activations a;
+    a.fill(w, x, c);
+    return a;
+}
+
+NIBBLE_API void prepared_activations::fill(const qmatrix& w, const const_view& x, nibble::compute c) {
+    compute_ = c;
+    path_ = detail::path_of(w.format(), c);
+    rows_ = x.rows;
+    group_ = w.group_size();
+    weight_exponent_ = w.exponent();
+    const detail::sub_blocks blocks(group_, x.rows);
+    const auto columns = static_cast<std::size_t>(x.cols);
+    const auto positions = static_cast<std::size_t>(blocks.positions());
+    const auto count = static_cast<std::size_t>(blocks.count());
+    if (path_.digits > 0) q_.resize(positions * columns);
+    else if (!path_.strict) x_.resize(positions * columns);
+    scale_.resize(count * columns);
+    sum_.resize(count * columns);
+    total_.resize(count * columns);
+    exponent_.resize(columns);
+    carried_.resize(columns);
+    raw_at_.assign(columns, -1);
+    std::vector<float> values(static_cast<std::size_t>(x.rows));
+    for (index j = 0; j < x.cols; ++j) {
+        const auto at = static_cast<std::size_t>(j);
+        const const_view from{x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride};
+        detail::load_block(from, 0, x.rows, 0, 1, values.data(), 1);
+        const bool done = !path_.strict && detail::prepare_column(detail::active_kernels(), values.data(), blocks, rows_, path_,
+                                                                  weight_exponent_, column(j, blocks));
+        carried_[at] = done ? 1 : 0;
+        strict_ += done ? 0 : 1;
+        if (done && exponent_[at] == 0) continue;
+        raw_at_[at] = static_cast<index>(raw_.size());
+        detail::load_block(from, 0, x.rows, 0, 1, values.data(), 1);
+        raw_.insert(raw_.end(), values.begin(), values.end());
+    }
+}
+#endif
+
 }  // namespace nibble

@@ -87,15 +87,51 @@ private:
     const_view view_;
 };
 
+namespace detail {
+
+template <class Derived>
+inline constexpr bool writable = has_memory<Derived> && (static_cast<int>(Eigen::internal::traits<Derived>::Flags) & Eigen::LvalueBit) != 0;
+
+}  // namespace detail
+
 /// An Eigen matrix, map or block of floats to write to. Temporaries such as Y.col(3) or Y.leftCols(2) are welcome.
 template <class Derived>
 [[nodiscard]] float_view writable_view(const Eigen::DenseBase<Derived>& target) noexcept {
     static_assert(std::is_same_v<typename Derived::Scalar, float>, "nibble writes float matrices");
     static_assert(detail::has_memory<Derived>, "the output must be a matrix, a map or a block with memory of its own");
-    static_assert((static_cast<int>(Eigen::internal::traits<Derived>::Flags) & Eigen::LvalueBit) != 0,
-                  "the output is read-only");
+    static_assert(detail::writable<Derived>, "the output is read-only");
     const Derived& d = target.derived();
     return {const_cast<float*>(d.data()), d.rows(), d.cols(), d.rowStride(), d.colStride()};
 }
+
+/// The same of float, Eigen::half or Eigen::bfloat16, for outputs of products.
+template <class Derived>
+[[nodiscard]] output_view output_of(const Eigen::DenseBase<Derived>& target) noexcept {
+    using scalar = typename Derived::Scalar;
+    static_assert(detail::weight_scalar<scalar> && !std::is_same_v<scalar, double>, "products are written as float, Eigen::half or Eigen::bfloat16");
+    static_assert(detail::has_memory<Derived>, "the output must be a matrix, a map or a block with memory of its own");
+    static_assert(detail::writable<Derived>, "the output is read-only");
+    const Derived& d = target.derived();
+    return {const_cast<scalar*>(d.data()), detail::scalar_of<scalar>::value, d.rows(), d.cols(), d.rowStride(), d.colStride()};
+}
+
+/// One float for every row of an output: an Eigen vector, a span, or nothing. It refers to the caller's memory.
+class bias_view {
+public:
+    bias_view() noexcept = default;
+    bias_view(std::span<const float> values) noexcept : data_(values.data()), size_(static_cast<index>(values.size())) {}
+    template <eigen_expression Derived>
+        requires(Derived::IsVectorAtCompileTime && detail::has_memory<Derived> && std::is_same_v<typename Derived::Scalar, float>)
+    bias_view(const Derived& v) noexcept : data_(v.data()), size_(v.size()), stride_(v.innerStride()) {}
+
+    [[nodiscard]] bool given() const noexcept { return size_ >= 0; }
+    [[nodiscard]] index size() const noexcept { return size_; }
+    [[nodiscard]] const float* at(index i) const noexcept { return data_ + i * stride_; }
+
+private:
+    const float* data_ = nullptr;
+    index size_ = -1;
+    index stride_ = 1;
+};
 
 }  // namespace nibble

@@ -7,277 +7,157 @@
 // Column j of the result depends on column j of X alone: the bits are those of Wq * X.col(j), on every instruction set.
 #pragma once
 
-#include "detail/product.hpp"
-#include "eigen.hpp"
+#include <span>
+
+#include "detail/run_products.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
 
+/// How a product is computed and what is done to it: y = f(w x + bias), or f(w x + bias + y). Each step is rounded to
+/// float once, in this order; 16-bit outputs are rounded last.
 struct gemm_options {
     nibble::compute compute = nibble::compute::f32;
+    /// One float for each of the N rows: an Eigen vector or a span, which must live as long as the call.
+    bias_view bias{};
+    nibble::activation activation = nibble::activation::none;
+    /// Adds what y holds.
+    bool accumulate = false;
     /// Scratch memory that is kept from call to call; nothing is allocated once it is large enough. Null: allocated anew.
     nibble::workspace* workspace = nullptr;
     /// Where threads come from. Null: the calling thread alone. Bits do not depend on it.
     nibble::executor* executor = nullptr;
 };
 
-/// Whether gemm(w, x, y) is possible; the message says why not, with both shapes.
-[[nodiscard]] inline status check_gemm(const qmatrix& w, const const_view& x, const const_view& y) {
-    const std::string shapes = "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " + detail::shape_text(x.rows, x.cols);
-    if (x.rows != w.cols()) return status(errc::shape_mismatch, shapes);
-    if (y.rows != w.rows() || y.cols != x.cols)
-        return status(errc::shape_mismatch, shapes + ", so Y must be " + detail::shape_text(w.rows(), x.cols) + ", but it is " +
-                                                detail::shape_text(y.rows, y.cols));
-    if ((x.data == nullptr && x.rows != 0 && x.cols != 0) || (y.data == nullptr && y.rows != 0 && y.cols != 0))
-        return status(errc::invalid_argument, shapes + ", and a pointer is null");
-    if (detail::overlaps(detail::bytes_of(x), detail::bytes_of(y)))
-        return status(errc::overlap, shapes + ", and Y shares memory with X");
-    if (detail::overlaps({w.data(), w.data() + w.memory_bytes()}, detail::bytes_of(y)))
-        return status(errc::overlap, shapes + ", and Y shares memory with W");
+/// One product of several in a call: w x + bias to y. Views of the caller's memory.
+struct gemm_call {
+    qmatrix w;
+    const_view x;
+    output_view y;
+    bias_view bias{};
+};
+
+/// A gemm_call of Eigen matrices, maps or blocks with memory of their own.
+template <eigen_expression X, class Y>
+    requires(detail::has_memory<X> && eigen_expression<std::remove_cvref_t<Y>>)
+[[nodiscard]] gemm_call make_call(const qmatrix& w, const Eigen::DenseBase<X>& x, Y&& y, bias_view bias = {}) {
+    return {w, eigen_view<X>(x).get(), output_of(y), bias};
+}
+
+namespace detail {
+
+[[nodiscard]] inline status check_output(const qmatrix& w, index cols, const output_view& y, const bias_view& bias, const std::string& shapes) {
+    if (y.rows != w.rows() || y.cols != cols)
+        return status(errc::shape_mismatch, shapes + ", so Y must be " + shape_text(w.rows(), cols) + ", but it is " + shape_text(y.rows, y.cols));
+    if (y.type == scalar_type::f64)
+        return status(errc::unsupported, shapes + ", and Y is double; products are written as float, fp16 or bf16");
+    if (y.data == nullptr && y.rows != 0 && y.cols != 0) return status(errc::invalid_argument, shapes + ", and Y is a null pointer");
+    if (bias.given() && bias.size() != w.rows())
+        return status(errc::shape_mismatch, shapes + ", and the bias has " + std::to_string(bias.size()) + " elements, not " + std::to_string(w.rows()));
+    if (overlaps({w.data(), w.data() + w.memory_bytes()}, bytes_of(y))) return status(errc::overlap, shapes + ", and Y shares memory with W");
     return {};
 }
 
-/// Activations made ready once, for products with several matrices that share K, the group size and the way their format
-/// is multiplied (integers or floats). Made by prepare().
-class prepared_activations {
-public:
-    [[nodiscard]] index rows() const noexcept { return rows_; }
-    [[nodiscard]] index cols() const noexcept { return static_cast<index>(carried_.size()); }
-    [[nodiscard]] nibble::compute compute() const noexcept { return compute_; }
-    /// Group size of the weights that they are for.
-    [[nodiscard]] index group_size() const noexcept { return group_; }
-    /// Columns that go to strict_f32.
-    [[nodiscard]] index strict_columns() const noexcept { return strict_; }
+}  // namespace detail
 
-private:
-    friend class detail_gemm;
-    nibble::compute compute_ = nibble::compute::f32;
-    detail::product_path path_;
-    index rows_ = 0;
-    index group_ = 1;
-    int weight_exponent_ = 0;
-    std::vector<std::int32_t> q_, total_;      // [column][position], [column][sub-block]
-    std::vector<float> x_, scale_, sum_;
-    std::vector<int> exponent_;                // [column]
-    std::vector<std::uint8_t> carried_;        // [column]
-    std::vector<index> raw_at_;                // [column]: of its floats in raw_, or -1
-    std::vector<float> raw_;                   // columns as they came: strict ones, and those of extreme magnitude, whose
-                                               // scaling depends on the weights too
-    index strict_ = 0;                         // columns that are not carried
-};
-
-/// The machinery behind gemm() and prepare().
-class detail_gemm {
-public:
-    /// y = w x by the columns of x that `chosen` lists, or by all. Either x or ready is given.
-    struct task {
-        const qmatrix& w;
-        const const_view* x;
-        const prepared_activations* ready;
-        const detail::output& y;
-        detail::product_path path;
-        nibble::executor& threads;
-    };
-
-    static void multiply(const task& t, index m, workspace& scratch) {
-        const int concurrency = (std::max)(1, t.threads.concurrency());
-        detail::product p(t.w, m, t.path);
-        const int tasks = static_cast<int>((std::min)(p.panel_tasks(), index{concurrency} * (concurrency > 1 && m >= 16 ? 4 : 1)));
-        if (tasks == 0) return;
-        const index tile = detail::active_kernels().value_columns;
-        detail::arena count;
-        detail::product(t.w, tile, strict_path).lay_out(count, tasks);
-        std::span<std::byte> rest;
-        std::span<index> hostile;
-        detail::lay_out(scratch, [&](detail::arena& memory) {
-            p.lay_out(memory, tasks);
-            hostile = memory.take<index>(m);
-            rest = memory.take<std::byte>(t.path.strict ? 0 : static_cast<index>(count.bytes()));
-        });
-        run(t, p, m, tasks, nullptr);
-        index left = 0;
-        for (index j = 0; j < m; ++j)
-            if (!p.carried(j)) hostile[static_cast<std::size_t>(left++)] = j;
-        task strict = t;
-        strict.path = strict_path;
-        for (index first = 0; first < left; first += tile) {
-            const index n = (std::min)(tile, left - first);
-            detail::product s(t.w, n, strict_path);
-            detail::arena memory(rest);
-            s.lay_out(memory, tasks);
-            run(strict, s, n, tasks, hostile.data() + first);
-        }
-    }
-
-    static prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c) {
-        prepared_activations a;
-        a.compute_ = c;
-        a.path_ = detail::path_of(w.format(), c);
-        a.rows_ = x.rows;
-        a.group_ = w.group_size();
-        a.weight_exponent_ = w.exponent();
-        const detail::sub_blocks blocks(a.group_, x.rows);
-        const auto columns = static_cast<std::size_t>(x.cols);
-        const auto positions = static_cast<std::size_t>(blocks.positions());
-        const auto count = static_cast<std::size_t>(blocks.count());
-        if (a.path_.digits > 0) a.q_.resize(positions * columns);
-        else if (!a.path_.strict) a.x_.resize(positions * columns);
-        a.scale_.resize(count * columns);
-        a.sum_.resize(count * columns);
-        a.total_.resize(count * columns);
-        a.exponent_.resize(columns);
-        a.carried_.resize(columns);
-        a.raw_at_.assign(columns, -1);
-        std::vector<float> column(static_cast<std::size_t>(x.rows));
-        for (index j = 0; j < x.cols; ++j) {
-            const auto at = static_cast<std::size_t>(j);
-            load_column(x, j, column.data());
-            a.carried_[at] = !a.path_.strict && prepare_column(a, j, blocks, column.data()) ? 1 : 0;
-            a.strict_ += a.carried_[at] != 0 ? 0 : 1;
-            if (a.carried_[at] != 0 && a.exponent_[at] == 0) continue;
-            a.raw_at_[at] = static_cast<index>(a.raw_.size());
-            load_column(x, j, column.data());
-            a.raw_.insert(a.raw_.end(), column.begin(), column.end());
-        }
-        return a;
-    }
-
-    /// Whether activations were prepared for such a matrix.
-    static status check_prepared(const qmatrix& w, const prepared_activations& a) {
-        const std::string start = "gemm: the activations were prepared for ";
-        if (a.rows_ != w.cols()) return status(errc::shape_mismatch, start + "K = " + std::to_string(a.rows_) + ", W is " + detail::shape_text(w.rows(), w.cols()));
-        if (!(a.path_ == detail::path_of(w.format(), a.compute_)))
-            return status(errc::invalid_argument, start + "another kind of code format than " + w.format().name + " (" + name_of(a.compute_) + ")");
-        if (!a.path_.strict && a.group_ != w.group_size())
-            return status(errc::invalid_argument, start + "groups of " + std::to_string(a.group_) + ", W has groups of " + std::to_string(w.group_size()));
-        if (!a.path_.strict && detail::is_extreme(w.exponent()) && a.weight_exponent_ != w.exponent())
-            return status(errc::invalid_argument, start + "weights of magnitude 2^" + std::to_string(a.weight_exponent_) +
-                                                      ", those of W are of 2^" + std::to_string(w.exponent()) + "; prepare them for W");
-        return {};
-    }
-
-private:
-    static constexpr detail::product_path strict_path{0, 0, true};
-
-    static void load_column(const const_view& x, index j, float* out) noexcept {
-        detail::load_block({x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride}, 0, x.rows, 0, 1, out, 1);
-    }
-
-    static detail::prepared_column column_of(prepared_activations& a, index j, const detail::sub_blocks& blocks) noexcept {
-        detail::prepared_column c;
-        if (a.path_.digits > 0) c.q = a.q_.data() + j * blocks.positions();
-        else if (!a.path_.strict) c.x = a.x_.data() + j * blocks.positions();
-        c.scale = a.scale_.data() + j * blocks.count();
-        c.sum = a.sum_.data() + j * blocks.count();
-        c.total = a.total_.data() + j * blocks.count();
-        c.exponent = a.exponent_.data() + j;
-        return c;
-    }
-    static bool prepare_column(prepared_activations& a, index j, const detail::sub_blocks& blocks, float* column) noexcept {
-        return detail::prepare_column(detail::active_kernels(), column, blocks, a.rows_, a.path_, a.weight_exponent_, column_of(a, j, blocks));
-    }
-
-    /// Columns, then panels, in tasks. chosen: the columns of X and Y, or all.
-    static void run(const task& t, detail::product& p, index m, int tasks, const index* chosen) {
-        const auto columns = [&](index task) {
-            const detail::fp_environment environment;
-            for (index j = m * task / tasks; j < m * (task + 1) / tasks; ++j)
-                take(t, p, j, chosen != nullptr ? chosen[j] : j, static_cast<int>(task));
-        };
-        const auto panels = [&](index task) {
-            const detail::fp_environment environment;
-            p.run(p.panel_tasks() * task / tasks, p.panel_tasks() * (task + 1) / tasks, static_cast<int>(task), t.y, chosen);
-        };
-        t.threads.parallel_for(tasks, columns);
-        t.threads.parallel_for(tasks, panels);
-    }
-
-    static void take(const task& t, detail::product& p, index j, index column, int task) noexcept {
-        if (t.ready == nullptr) {
-            const const_view& x = *t.x;
-            p.take_column(j, {x.at(0, column), x.type, x.rows, 1, x.row_stride, x.col_stride}, task);
-            return;
-        }
-        const prepared_activations& a = *t.ready;
-        const auto at = static_cast<std::size_t>(column);
-        const bool scaled_otherwise = a.exponent_[at] != 0 && a.weight_exponent_ != t.w.exponent();
-        if (t.path.strict || scaled_otherwise) {
-            p.take_column(j, {a.raw_.data() + a.raw_at_[at], scalar_type::f32, a.rows_, 1, 1, a.rows_}, task);
-        } else {
-            // The arrays of a prepared column are only read.
-            p.pack(j, column_of(const_cast<prepared_activations&>(a), column, p.blocks()));
-            p.set_carried(j, a.carried_[at] != 0);
-        }
-    }
-};
+/// Whether gemm(w, x, y) is possible; the message says why not, with both shapes.
+[[nodiscard]] inline status check_gemm(const qmatrix& w, const const_view& x, const output_view& y, const bias_view& bias = {}) {
+    const std::string shapes = "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " + detail::shape_text(x.rows, x.cols);
+    if (x.rows != w.cols()) return status(errc::shape_mismatch, shapes);
+    if (status s = detail::check_output(w, x.cols, y, bias, shapes); !s) return s;
+    if (x.data == nullptr && x.rows != 0 && x.cols != 0) return status(errc::invalid_argument, shapes + ", and X is a null pointer");
+    if (detail::overlaps(detail::bytes_of(x), detail::bytes_of(y))) return status(errc::overlap, shapes + ", and Y shares memory with X");
+    return {};
+}
 
 /// y = w x. x is K x M and y is N x M, in any order and strides; neither is copied as a whole.
 /// Throws errc::shape_mismatch with the shapes, errc::overlap if y shares memory with x or w.
-NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const float_view& y, const gemm_options& options = {});
+NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const output_view& y, const gemm_options& options = {});
+
+/// y = w x from prepared activations; the bits are those of gemm(w, x, y) in the class that they were prepared for.
+/// Throws errc::invalid_argument when they were prepared for another group size or kind of format, or for another class
+/// than the options ask for.
+NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const output_view& y, const gemm_options& options);
+inline void gemm(const qmatrix& w, const prepared_activations& x, const output_view& y) { gemm(w, x, y, {.compute = x.compute()}); }
+
+/// Several products in one call, each with columns and an output of its own (mixture of experts): threads share all the
+/// work, and the bits are those of one gemm for each. Each call's bias counts, not that of the options. Outputs must not
+/// share memory; that they do not is the caller's business. Throws what gemm throws, naming the call.
+NIBBLE_API void gemm(std::span<const gemm_call> calls, const gemm_options& options = {});
 
 /// How many columns of X (K x M) a product with w sends to strict_f32 because its class cannot carry them (see
 /// activations.hpp).
 [[nodiscard]] NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options = {});
 
-/// Prepares the columns of x (K x M) for products with w and with matrices like it (see prepared_activations).
-/// Throws errc::shape_mismatch with both shapes.
-[[nodiscard]] NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, const gemm_options& options = {});
-
-/// y = w x from prepared activations; the bits are those of gemm(w, x, y). Throws errc::invalid_argument when they were
-/// prepared for another group size or kind of format.
-NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const float_view& y, const gemm_options& options = {});
-
 #if NIBBLE_DEFINE_API
 namespace detail {
 
-inline void multiply(const qmatrix& w, const const_view* x, const prepared_activations* ready, index m, const float_view& y,
-                     const gemm_options& options) {
+inline void run_products(std::span<const product_call> calls, const gemm_options& options) {
+    if (calls.empty()) return;
     workspace own;
-    const output to(y);
-    const product_path path = path_of(w.format(), ready != nullptr ? ready->compute() : options.compute);
-    detail_gemm::multiply({w, x, ready, to, path, options.executor != nullptr ? *options.executor : serial()}, m,
-                          options.workspace != nullptr ? *options.workspace : own);
+    product_runner(calls, options.workspace != nullptr ? *options.workspace : own,
+                   options.executor != nullptr ? *options.executor : serial())
+        .run();
+}
+
+[[nodiscard]] inline output make_output(const output_view& y, const bias_view& bias, const gemm_options& options) noexcept {
+    return {y, bias.given() ? &bias : nullptr, options.activation, options.accumulate};
 }
 
 }  // namespace detail
 
-NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const float_view& y, const gemm_options& options) {
-    check_gemm(w, x, y).or_throw();
-    detail::multiply(w, &x, nullptr, x.cols, y, options);
+NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const output_view& y, const gemm_options& options) {
+    check_gemm(w, x, y, options.bias).or_throw();
+    const detail::product_call call{&w, &x, nullptr, detail::make_output(y, options.bias, options), detail::path_of(w.format(), options.compute)};
+    detail::run_products({&call, 1}, options);
 }
 
-NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const float_view& y, const gemm_options& options) {
-    detail_gemm::check_prepared(w, x).or_throw();
-    if (y.rows != w.rows() || y.cols != x.cols())
-        detail::fail(errc::shape_mismatch, "gemm: Y must be " + detail::shape_text(w.rows(), x.cols()) + ", but it is " +
-                                               detail::shape_text(y.rows, y.cols));
-    if ((y.data == nullptr && y.rows != 0 && y.cols != 0)) detail::fail(errc::invalid_argument, "gemm: Y is a null pointer");
-    if (detail::overlaps({w.data(), w.data() + w.memory_bytes()}, detail::bytes_of(y)))
-        detail::fail(errc::overlap, "gemm: Y shares memory with W");
-    detail::multiply(w, nullptr, &x, x.cols(), y, options);
+NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const output_view& y, const gemm_options& options) {
+    x.check(w).or_throw();
+    if (options.compute != x.compute())
+        detail::fail(errc::invalid_argument, std::string("gemm: the activations were prepared for class ") + name_of(x.compute()) + ", not " + name_of(options.compute));
+    detail::check_output(w, x.cols(), y, options.bias, "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", the activations are " +
+                                                           detail::shape_text(x.rows(), x.cols())).or_throw();
+    const detail::product_call call{&w, nullptr, &x, detail::make_output(y, options.bias, options), x.path()};
+    detail::run_products({&call, 1}, options);
 }
 
-NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, const gemm_options& options) {
-    if (x.rows != w.cols())
-        detail::fail(errc::shape_mismatch, "prepare: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " +
-                                               detail::shape_text(x.rows, x.cols));
-    const detail::fp_environment environment;
-    return detail_gemm::prepare(w, x, options.compute);
+NIBBLE_API void gemm(std::span<const gemm_call> calls, const gemm_options& options) {
+    std::vector<detail::product_call> products;
+    products.reserve(calls.size());
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+        const gemm_call& c = calls[i];
+        if (status s = check_gemm(c.w, c.x, c.y, c.bias); !s)
+            detail::fail(s.code(), s.message() + " (call " + std::to_string(i) + " of " + std::to_string(calls.size()) + ")");
+        products.push_back({&c.w, &c.x, nullptr, detail::make_output(c.y, c.bias, options), detail::path_of(c.w.format(), options.compute)});
+    }
+    detail::run_products(products, options);
 }
 
 NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options) {
     if (x.rows != w.cols())
         detail::fail(errc::shape_mismatch, "strict_columns: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " +
                                                detail::shape_text(x.rows, x.cols));
-    return prepare(w, x, options).strict_columns();
+    return prepare(w, x, options.compute).strict_columns();
 }
 #endif
 
-/// The same on Eigen expressions. Y is a matrix, map or block of floats of the right shape; temporaries like Y.col(3)
+/// The same on Eigen expressions. Y is a matrix, map or block of float, half or bfloat16 of the right shape; temporaries like Y.col(3)
 /// are welcome. An X without memory of its own (A + B, cast<>) is evaluated once.
 template <eigen_expression X, class Y>
     requires eigen_expression<std::remove_cvref_t<Y>>
 void gemm(const qmatrix& w, const Eigen::DenseBase<X>& x, Y&& y, const gemm_options& options = {}) {
-    gemm(w, eigen_view<X>(x).get(), writable_view(y), options);
+    gemm(w, eigen_view<X>(x).get(), output_of(y), options);
+}
+
+template <class Y>
+    requires eigen_expression<std::remove_cvref_t<Y>>
+void gemm(const qmatrix& w, const prepared_activations& x, Y&& y, const gemm_options& options) {
+    gemm(w, x, output_of(y), options);
+}
+template <class Y>
+    requires eigen_expression<std::remove_cvref_t<Y>>
+void gemm(const qmatrix& w, const prepared_activations& x, Y&& y) {
+    gemm(w, x, output_of(y));
 }
 
 /// W X by value; eager, so `auto y = Wq * x` never dangles.

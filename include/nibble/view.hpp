@@ -44,6 +44,27 @@ struct float_view {
     }
 };
 
+/// The same for outputs of products: f32, f16 or bf16.
+struct output_view {
+    void* data = nullptr;
+    scalar_type type = scalar_type::f32;
+    index rows = 0;
+    index cols = 0;
+    index row_stride = 0;
+    index col_stride = 0;
+
+    output_view() noexcept = default;
+    output_view(void* data_, scalar_type type_, index rows_, index cols_, index row_stride_, index col_stride_) noexcept
+        : data(data_), type(type_), rows(rows_), cols(cols_), row_stride(row_stride_), col_stride(col_stride_) {}
+    output_view(float* data_, index rows_, index cols_, index row_stride_, index col_stride_) noexcept
+        : output_view(data_, scalar_type::f32, rows_, cols_, row_stride_, col_stride_) {}
+    output_view(const float_view& v) noexcept : output_view(v.data, v.rows, v.cols, v.row_stride, v.col_stride) {}
+    [[nodiscard]] void* at(index r, index c) const noexcept {
+        return static_cast<unsigned char*>(data) + (r * row_stride + c * col_stride) * size_of(type);
+    }
+    operator const_view() const noexcept { return {data, type, rows, cols, row_stride, col_stride}; }
+};
+
 /// A column-major or row-major matrix of floats as a view.
 [[nodiscard]] inline const_view row_major(const float* data, index rows, index cols) noexcept {
     return {data, scalar_type::f32, rows, cols, cols, 1};

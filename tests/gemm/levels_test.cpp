@@ -64,8 +64,7 @@ void compare(const std::string& what, const nibble::qmatrix& w, const MatrixXf& 
             };
             t.check(bits(y) == wanted, name);
             MatrixXf z = MatrixXf::Constant(w.rows(), x.cols(), 8.0f);
-            nibble::gemm(w, nibble::prepare(w, nibble::eigen_view<MatrixXf>(x).get(), {.compute = c}), nibble::writable_view(z),
-                         {.workspace = &scratch, .executor = &executor});
+            nibble::gemm(w, nibble::prepare(w, x, c), z, {.compute = c, .workspace = &scratch, .executor = &executor});
             t.check(bits(z) == wanted, [&] { return name() + " prepared"; });
         });
         if (w.rows() > 32 && w.cols() > 0 && x.cols() > 0) t.check(executor.runs > 0, [&] { return what + ": no tasks were run"; });

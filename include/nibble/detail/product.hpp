@@ -10,7 +10,9 @@
 // carry are computed afterwards by strict_f32, a tile at a time.
 #pragma once
 
+#include "../activation_function.hpp"
 #include "../activations.hpp"
+#include "../eigen.hpp"
 #include "../executor.hpp"
 #include "../workspace.hpp"
 #include "fp_environment.hpp"
@@ -62,39 +64,95 @@ struct integer_map {
     return 10 * digits * (flush + 1) <= 23 * flush * (digits == 3 ? 2 : 1);
 }
 
-/// The columns of a product: where X comes from.
-struct column_source {
-    const const_view* x = nullptr;          // K x M
-    const index* chosen = nullptr;          // the columns that count, or all
-    [[nodiscard]] index column(index j) const noexcept { return chosen != nullptr ? chosen[j] : j; }
-};
+/// What is done to the outputs, and where they go.
+struct output {
+    output_view y;
+    const bias_view* bias = nullptr;  // or no bias
+    activation function = activation::none;
+    bool accumulate = false;          // added to what is there
 
-/// Where a finished line of 16 outputs goes.
-class output {
-public:
-    explicit output(const float_view& y) noexcept : y_(y) {}
-    NIBBLE_INLINE void store(const float* line, index first_row, index live, index column, int exponent) const noexcept {
-        for (index r = 0; r < live; ++r) {
-            float v = exponent == 0 ? line[r] : scale_by_power(line[r], -exponent);
-            constexpr std::uint32_t canonical_nan = 0x7fc00000u;  // x86 and ARM differ in sign and payload
-            if ((bits_of(v) & 0x7fffffffu) > 0x7f800000u) v = float_of(canonical_nan);
-            y_.at(first_row + r, column) = v;
-        }
+    /// A finished line of 16: rows [first_row, first_row + live) of a column. It is changed.
+    NIBBLE_INLINE void store(float* line, index first_row, index live, index column, int exponent, const epilogue_table& kernels) const noexcept {
+        if (exponent != 0)
+            for (index r = 0; r < live; ++r) line[r] = scale_by_power(line[r], -exponent);
+        if (bias != nullptr)
+            for (index r = 0; r < live; ++r) line[r] += *bias->at(first_row + r);
+        if (accumulate)
+            for (index r = 0; r < live; ++r) line[r] += load_scalar(y.at(first_row + r, column), y.type);
+        if (const epilogue_table::function f = kernel_of(kernels, function)) f(line, line, 1);
+        constexpr std::uint32_t canonical_nan = 0x7fc00000u;  // x86 and ARM differ in sign and payload
+        for (index r = 0; r < live; ++r)
+            if ((bits_of(line[r]) & 0x7fffffffu) > 0x7f800000u) line[r] = float_of(canonical_nan);
+        if (y.type == scalar_type::f32) return put(line, first_row, live, column);
+        std::uint16_t narrow[16];
+        (y.type == scalar_type::bf16 ? kernels.to_bf16 : kernels.to_fp16)(line, narrow, 1);
+        put(narrow, first_row, live, column);
     }
 
 private:
-    float_view y_;
+    template <class T>
+    NIBBLE_INLINE void put(const T* line, index first_row, index live, index column) const noexcept {
+        if (y.row_stride == 1) {
+            std::memcpy(y.at(first_row, column), line, static_cast<std::size_t>(live) * sizeof(T));
+            return;
+        }
+        for (index r = 0; r < live; ++r) std::memcpy(y.at(first_row + r, column), line + r, sizeof(T));
+    }
 };
 
-/// A product of a matrix with M columns by one path. Arrays come from an arena (lay_out runs twice: to count, to hand out).
+/// Scratch memory of one task: as large as the largest product of a call needs.
+class task_scratch {
+public:
+    struct sizes {
+        index cols = 0, positions = 0, blocks = 0, columns = 0;
+        int panels = 1;
+        void include(const sizes& s) noexcept {
+            cols = (std::max)(cols, s.cols);
+            positions = (std::max)(positions, s.positions);
+            blocks = (std::max)(blocks, s.blocks);
+            columns = (std::max)(columns, s.columns);
+            panels = (std::max)(panels, s.panels);
+        }
+    };
+    static constexpr index quads = 256;         // 16 KiB of unpacked bytes a panel
+    static constexpr index scale_lines = 64;    // 4 KiB of scales, 4 KiB of offsets a panel
+
+    void lay_out(arena& memory, const sizes& s) {
+        x = memory.take<float>(s.cols).data();
+        q = memory.take<std::int32_t>(s.positions).data();
+        prepared = memory.take<float>(s.positions).data();
+        activation_scale = memory.take<float>(s.blocks).data();
+        sum = memory.take<float>(s.blocks).data();
+        total = memory.take<std::int32_t>(s.blocks).data();
+        codes = memory.take<std::uint8_t>(s.panels * quads * 64).data();
+        values = memory.take<float>(16 * sub_block).data();
+        scale = memory.take<float>(s.panels * scale_lines * 16).data();
+        offset = memory.take<float>(s.panels * scale_lines * 16).data();
+        accumulator = memory.take<float>(checked_product(s.panels * 16, s.columns)).data();
+    }
+
+    float* x = nullptr;                // a column of X
+    std::int32_t* q = nullptr;
+    float* prepared = nullptr;
+    float* activation_scale = nullptr;
+    float* sum = nullptr;
+    std::int32_t* total = nullptr;
+    std::uint8_t* codes = nullptr;     // unpacked
+    float* values = nullptr;
+    float* scale = nullptr;
+    float* offset = nullptr;
+    float* accumulator = nullptr;      // [panel][column] lines
+};
+
+/// A product of a matrix with M columns by one path. Its arrays come from an arena.
 class product {
 public:
     product(const qmatrix& w, index columns, product_path path) noexcept
-        : w_(w), kernels_(active_kernels()), path_(path), m_(columns), blocks_(w.layout().group, w.cols()) {
+        : w_(&w), kernels_(&active_kernels()), path_(path), m_(columns), blocks_(w.layout().group, w.cols()) {
         map_ = integers_of_path();
-        kind_ = prefers_narrow(map_.largest, path.digits) ? kernels_.narrow : kernels_.wide;
-        panels_ = path.digits > 0 ? kernels_.panels : 1;
-        tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : kernels_.value_columns;
+        kind_ = prefers_narrow(map_.largest, path.digits) ? kernels_->narrow : kernels_->wide;
+        panels_ = path.digits > 0 ? kernels_->panels : 1;
+        tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : kernels_->value_columns;
         stream_bytes_ = path.digits > 0 ? kind_->stream_bytes[path.digits - 1] : 16;
         const code_format& f = w.format();
         if (f.decode != decode_class::wide)
@@ -104,9 +162,11 @@ public:
     [[nodiscard]] const sub_blocks& blocks() const noexcept { return blocks_; }
     [[nodiscard]] index columns() const noexcept { return m_; }
     /// Units of work that threads can share.
-    [[nodiscard]] index panel_tasks() const noexcept { return ceil_div(w_.layout().panels, panels_); }
+    [[nodiscard]] index panel_tasks() const noexcept { return ceil_div(w_->layout().panels, panels_); }
 
-    void lay_out(arena& memory, int tasks) {
+    [[nodiscard]] task_scratch::sizes scratch() const noexcept { return {w_->cols(), blocks_.positions(), blocks_.count(), m_, panels_}; }
+
+    void lay_out(arena& memory) {
         const index count = blocks_.count();
         streams_ = memory.take<std::uint8_t>(checked_product(checked_product(blocks_.positions() / 4, m_), stream_bytes_)).data();
         scale_ = memory.take<float>(checked_product(count, m_)).data();
@@ -114,31 +174,10 @@ public:
         bias_ = memory.take<std::int32_t>(checked_product(count * bias_of_column(), m_)).data();
         exponent_ = memory.take<int>(m_).data();
         carried_ = memory.take<std::uint8_t>(m_).data();
-        columns_ = memory.take<column_scratch>(tasks).data();
-        panels_of_ = memory.take<panel_scratch>(tasks).data();
-        for (int t = 0; t < tasks; ++t) {
-            column_scratch c;
-            c.x = memory.take<float>(w_.cols()).data();
-            c.q = memory.take<std::int32_t>(blocks_.positions()).data();
-            c.values = memory.take<float>(blocks_.positions()).data();
-            c.scale = memory.take<float>(count).data();
-            c.sum = memory.take<float>(count).data();
-            c.total = memory.take<std::int32_t>(count).data();
-            panel_scratch p;
-            p.codes = memory.take<std::uint8_t>(panels_ * scratch_quads * 64).data();
-            p.values = memory.take<float>(path_.digits > 0 ? 0 : 16 * sub_block).data();
-            p.scale = memory.take<float>(panels_ * scratch_blocks * 16).data();
-            p.offset = memory.take<float>(panels_ * scratch_blocks * 16).data();
-            p.accumulator = memory.take<float>(checked_product(panels_ * 16, m_)).data();
-            if (columns_ == nullptr) continue;  // counting
-            columns_[t] = c;
-            panels_of_[t] = p;
-        }
     }
 
     /// Prepares and packs column j with the scratch of a task. x: the column of X, read once.
-    NIBBLE_NOINLINE void take_column(index j, const const_view& x, int task) noexcept {
-        const column_scratch& s = columns_[task];
+    NIBBLE_NOINLINE void take_column(index j, const const_view& x, const task_scratch& s) noexcept {
         load_block(x, 0, x.rows, 0, 1, s.x, 1);
         if (path_.strict) {
             pack_floats(j, s.x, true);
@@ -147,8 +186,9 @@ public:
             return;
         }
         int exponent = 0;
-        const prepared_column to{path_.digits > 0 ? s.q : nullptr, path_.digits > 0 ? nullptr : s.values, s.scale, s.sum, s.total, &exponent};
-        carried_[j] = prepare_column(kernels_, s.x, blocks_, w_.cols(), path_, w_.exponent(), to) ? 1 : 0;
+        const bool digits = path_.digits > 0;
+        const prepared_column to{digits ? s.q : nullptr, digits ? nullptr : s.prepared, s.activation_scale, s.sum, s.total, &exponent};
+        carried_[j] = prepare_column(*kernels_, s.x, blocks_, w_->cols(), path_, w_->exponent(), to) ? 1 : 0;
         pack(j, to);
     }
 
@@ -168,47 +208,30 @@ public:
     [[nodiscard]] bool carried(index j) const noexcept { return carried_[j] != 0; }
     void set_carried(index j, bool carried) noexcept { carried_[j] = carried ? 1 : 0; }
 
-    /// Panels [first, last) times all columns, to Y.
-    NIBBLE_NOINLINE void run(index first, index last, int task, const output& y, const index* chosen) noexcept {
-        for (index p = first * panels_; p < (std::min)(last * panels_, w_.layout().panels); p += panels_) {
-            const panel_scratch& s = panels_of_[task];
+    /// Units of work [first, last) times all columns, to Y. chosen: the columns of Y, or all.
+    NIBBLE_NOINLINE void run(index first, index last, const task_scratch& s, const output& y, const index* chosen) noexcept {
+        const epilogue_table& epilogues = active_epilogues();
+        const index panels = w_->layout().panels;
+        for (index p = first * panels_; p < (std::min)(last * panels_, panels); p += panels_) {
             std::memset(s.accumulator, 0, static_cast<std::size_t>(panels_ * 16 * m_) * 4);
             for (index b = 0; b < blocks_.count();) b += path_.digits > 0 ? multiply_digits(p, b, s) : multiply_values(p, b, s);
-            for (int v = 0; v < panels_ && p + v < w_.layout().panels; ++v) {
+            for (int v = 0; v < panels_ && p + v < panels; ++v) {
                 const index row = (p + v) * panel_rows;
-                const index live = (std::min)(panel_rows, w_.rows() - row);
+                const index live = (std::min)(panel_rows, w_->rows() - row);
                 for (index j = 0; j < m_; ++j)
-                    y.store(s.accumulator + 16 * (v * m_ + j), row, live, chosen != nullptr ? chosen[j] : j, exponent_[j]);
+                    y.store(s.accumulator + 16 * (v * m_ + j), row, live, chosen != nullptr ? chosen[j] : j, exponent_[j], epilogues);
             }
         }
     }
 
 private:
-    static constexpr index scratch_quads = 256;   // 16 KiB of bytes a panel
-    static constexpr index scratch_blocks = 64;   // 4 KiB of scales, 4 KiB of offsets
-
-    struct column_scratch {
-        float* x;
-        std::int32_t* q;
-        float* values;
-        float* scale;
-        float* sum;
-        std::int32_t* total;
-    };
-    struct panel_scratch {
-        std::uint8_t* codes;
-        float* values;
-        float* scale;
-        float* offset;
-        float* accumulator;
-    };
     struct tile {
         index first;
         int columns;
     };
 
     [[nodiscard]] integer_map integers_of_path() const noexcept {
-        return path_.digits > 0 ? integers_of(w_.format(), w_.offset_type()) : integer_map{};
+        return path_.digits > 0 ? integers_of(w_->format(), w_->offset_type()) : integer_map{};
     }
     [[nodiscard]] index bias_of_column() const noexcept { return path_.digits == 3 ? 2 : 1; }
 
@@ -228,7 +251,7 @@ private:
         const index quads = blocks_.positions() / 4;
         const index step = stream_bytes_ * t.columns;
         std::uint8_t* base = streams_ + stream_bytes_ * (t.first * quads + (j - t.first));
-        const bool own_zero = w_.offset_type() == offset_kind::zero_point;
+        const bool own_zero = w_->offset_type() == offset_kind::zero_point;
         const std::int32_t zero = own_zero ? 1 : map_.zero;
         for (index b = 0; b < blocks_.count(); ++b) {
             const index position = blocks_.position(b);
@@ -265,22 +288,22 @@ private:
     index expand(index panel, index b, index count, float unit, float* scale, float* offset) const noexcept {
         const index first = blocks_.group_of(b);
         const index groups = blocks_.group_of(b + count - 1) - first + 1;
-        const bool fold = path_.digits > 0 && w_.offset_type() == offset_kind::float_zero;  // s (u - z) = s u - s z
-        kernels_.expand(w_.scales_of(panel), first, groups, unit, fold, scale, offset);
+        const bool fold = path_.digits > 0 && w_->offset_type() == offset_kind::float_zero;  // s (u - z) = s u - s z
+        kernels_->expand(w_->scales_of(panel), first, groups, unit, fold, scale, offset);
         return groups > 1 ? 16 : 0;
     }
 
     /// The integer products of a run of sub-blocks from b on; returns how many.
-    index multiply_digits(index panel, index b, const panel_scratch& s) const noexcept {
-        const layout& l = w_.layout();
+    index multiply_digits(index panel, index b, const task_scratch& s) const noexcept {
+        const layout& l = w_->layout();
         const index quads = ceil_div(blocks_.length(b), 4);
         const index quad = blocks_.position(b) / 4;
         const index quad_step = blocks_.per_group() == 1 ? l.padded_group / 4 : sub_block / 4;
         // Cells are read as they are when they hold bytes, or nibbles for few columns; else they are unpacked once for all.
         const bool nibbles = l.bits == 4 && map_.identity && m_ <= 2 * tile_ && quads % 2 == 0 && quad % 2 == 0 && quad_step % 2 == 0;
         const bool direct = nibbles ? kind_->reads_nibbles : l.bits == 8 && map_.identity;
-        const index most = direct && m_ <= 2 * tile_ ? scratch_blocks : (std::max)(index{1}, scratch_quads / quad_step);
-        const index count = run_length(b, (std::min)(most, scratch_blocks));
+        const index most = direct && m_ <= 2 * tile_ ? task_scratch::scale_lines : (std::max)(index{1}, task_scratch::quads / quad_step);
+        const index count = run_length(b, (std::min)(most, task_scratch::scale_lines));
         const index last = (std::min)(index{panels_}, l.panels - panel);
         weight_run run;
         run.blocks = count;
@@ -288,21 +311,21 @@ private:
         run.flush = flush_quads(map_.largest);
         run.bits = direct && nibbles ? 4 : 8;
         run.scale = s.scale;
-        run.scale_panel = last > 1 ? scratch_blocks * 16 : 0;
+        run.scale_panel = last > 1 ? task_scratch::scale_lines * 16 : 0;
         for (index v = 0; v < last; ++v)
-            run.scale_step = expand(panel + v, b, count, map_.unit, s.scale + v * scratch_blocks * 16, s.offset + v * scratch_blocks * 16);
-        run.minimum = w_.offset_type() == offset_kind::minimum || w_.offset_type() == offset_kind::float_zero ? s.offset : nullptr;
-        run.zero = w_.offset_type() == offset_kind::zero_point ? s.offset : nullptr;
+            run.scale_step = expand(panel + v, b, count, map_.unit, s.scale + v * task_scratch::scale_lines * 16, s.offset + v * task_scratch::scale_lines * 16);
+        run.minimum = w_->offset_type() == offset_kind::minimum || w_->offset_type() == offset_kind::float_zero ? s.offset : nullptr;
+        run.zero = w_->offset_type() == offset_kind::zero_point ? s.offset : nullptr;
         if (direct) {
-            run.cells = w_.panel(panel) + quad * 64 * l.bits / 8;
+            run.cells = w_->panel(panel) + quad * 64 * l.bits / 8;
             run.panel_step = last > 1 ? l.panel_bytes : 0;
         } else {
             for (index v = 0; v < last; ++v)
                 for (index i = 0; i < count; ++i)
-                    kernels_.unpack(w_.panel(panel + v), l.bits, quad + i * quad_step, quads, map_.identity ? nullptr : map_.table,
-                                    s.codes + (v * scratch_quads + i * quads) * 64);
+                    kernels_->unpack(w_->panel(panel + v), l.bits, quad + i * quad_step, quads, map_.identity ? nullptr : map_.table,
+                                    s.codes + (v * task_scratch::quads + i * quads) * 64);
             run.cells = s.codes;
-            run.panel_step = last > 1 ? scratch_quads * 64 : 0;
+            run.panel_step = last > 1 ? task_scratch::quads * 64 : 0;
         }
         const index total = blocks_.positions() / 4;
         for (index j = 0; j < m_;) {
@@ -322,18 +345,18 @@ private:
     }
 
     /// The float products of one sub-block.
-    index multiply_values(index panel, index b, const panel_scratch& s) const noexcept {
-        const code_format& f = w_.format();
+    index multiply_values(index panel, index b, const task_scratch& s) const noexcept {
+        const code_format& f = w_->format();
         const index n = blocks_.length(b);
         const index position = blocks_.position(b);
         expand(panel, b, 1, 1.0f, s.scale, s.offset);
         if (f.decode == decode_class::wide) {
             for (index i = 0; i < n; ++i)
-                for (int r = 0; r < 16; ++r) s.values[16 * i + r] = f.decode_wide(get_code(w_.panel(panel), 16, r, position + i));
+                for (int r = 0; r < 16; ++r) s.values[16 * i + r] = f.decode_wide(get_code(w_->panel(panel), 16, r, position + i));
             for (int r = 0; r < 16; ++r) s.scale[r] = 1.0f;
         } else {
             const float* table = path_.strict ? nullptr : f.bits < 4 ? table_ : f.values;
-            kernels_.read(w_.panel(panel), w_.layout().bits, position / 4, ceil_div(n, 4), table, s.values);
+            kernels_->read(w_->panel(panel), w_->layout().bits, position / 4, ceil_div(n, 4), table, s.values);
             if (path_.strict) decode(n, s);
         }
         value_run run;
@@ -353,23 +376,23 @@ private:
             c.accumulator = s.accumulator + 16 * j;
             c.accumulator_panel = 0;
             c.columns = columns;
-            kernels_.chain(run, c);
+            kernels_->chain(run, c);
             j += columns;
         }
         return 1;
     }
 
-    void decode(index n, const panel_scratch& s) const noexcept {
+    void decode(index n, const task_scratch& s) const noexcept {
         for (index i = 0; i < n; ++i) {
             for (int r = 0; r < 16; ++r) {
                 float& v = s.values[16 * i + r];
-                v = decode_weight(w_.format(), w_.offset_type(), static_cast<unsigned>(v), s.scale[r], s.offset[r]);
+                v = decode_weight(w_->format(), w_->offset_type(), static_cast<unsigned>(v), s.scale[r], s.offset[r]);
             }
         }
     }
 
-    const qmatrix& w_;
-    const kernel_table& kernels_;
+    const qmatrix* w_;
+    const kernel_table* kernels_;
     product_path path_;
     index m_;
     sub_blocks blocks_;
@@ -385,8 +408,6 @@ private:
     std::int32_t* bias_ = nullptr;
     int* exponent_ = nullptr;
     std::uint8_t* carried_ = nullptr;
-    column_scratch* columns_ = nullptr;
-    panel_scratch* panels_of_ = nullptr;
 };
 
 NIBBLE_FP_END
