@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../../format.hpp"
+#include "../../formats/half.hpp"
 #include "../kernels/types.hpp"
 #include "levels.hpp"
 
@@ -22,6 +22,8 @@ namespace nibble::detail::scalar {
 
 #include "../kernels/product.inl.hpp"
 #include "../kernels/unpack.inl.hpp"
+#include "../kernels/encode.inl.hpp"
+#include "../kernels/decode.inl.hpp"
 #include "../kernels/table.inl.hpp"
 }  // namespace nibble::detail::scalar
 NIBBLE_FP_END
@@ -39,6 +41,8 @@ namespace nibble::detail::avx2 {
 
 #include "../kernels/product.inl.hpp"
 #include "../kernels/unpack.inl.hpp"
+#include "../kernels/encode.inl.hpp"
+#include "../kernels/decode.inl.hpp"
 #include "../kernels/table.inl.hpp"
 }  // namespace nibble::detail::avx2
 #if defined(__clang__)

@@ -140,3 +140,206 @@ NIBBLE_INLINE lanes join_three(lanes x, lanes y, lanes z) noexcept {
     return {join_three_quad(x.a, y.a, z.a), join_three_quad(x.b, y.b, z.b), join_three_quad(x.c, y.c, z.c),
             join_three_quad(x.d, y.d, z.d)};
 }
+
+// --- encoding and decoding -------------------------------------------------------------------------------------------
+
+NIBBLE_INLINE void prefetch(const void*) noexcept {}
+NIBBLE_INLINE void prefetch_to_write(const void*) noexcept {}
+
+/// Past the caches where there is a way, to 64-byte aligned memory; stream_end() before anyone else reads it.
+NIBBLE_INLINE void stream_words(std::uint8_t* p, lanes_int x) noexcept { std::memcpy(p, &x, sizeof x); }
+NIBBLE_INLINE void stream_end() noexcept {}
+
+NIBBLE_INLINE lanes_int as_bits(lanes x) noexcept {
+    lanes_int y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+}
+NIBBLE_INLINE lanes as_lanes(lanes_int x) noexcept {
+    lanes y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+// One operation on every lane: on four quads, or on an array of 16.
+#if defined(__GNUC__)
+#define NIBBLE_LANEWISE(type, name, expression)                                                           \
+    NIBBLE_INLINE decltype(type::a) name##_quad(decltype(type::a) x, decltype(type::a) y) noexcept { return expression; } \
+    NIBBLE_INLINE type name(type x, type y) noexcept {                                                    \
+        return {name##_quad(x.a, y.a), name##_quad(x.b, y.b), name##_quad(x.c, y.c), name##_quad(x.d, y.d)}; \
+    }
+#else
+NIBBLE_INLINE float lane_type(lanes) noexcept { return 0.0f; }
+NIBBLE_INLINE std::int32_t lane_type(lanes_int) noexcept { return 0; }
+#define NIBBLE_LANEWISE(type, name, expression)                                       \
+    NIBBLE_INLINE type name(type left, type right) noexcept {                         \
+        decltype(lane_type(left)) p[16], q[16];                                       \
+        std::memcpy(p, &left, sizeof p);                                              \
+        std::memcpy(q, &right, sizeof q);                                             \
+        for (int r = 0; r < 16; ++r) {                                                \
+            const auto x = p[r];                                                      \
+            const auto y = q[r];                                                      \
+            p[r] = expression;                                                        \
+        }                                                                             \
+        std::memcpy(&left, p, sizeof p);                                              \
+        return left;                                                                  \
+    }
+#endif
+NIBBLE_LANEWISE(lanes, add, x + y)
+NIBBLE_LANEWISE(lanes, divide, x / y)
+/// x < y ? x : y and x > y ? x : y.
+NIBBLE_LANEWISE(lanes, smaller, x < y ? x : y)
+NIBBLE_LANEWISE(lanes, larger, x > y ? x : y)
+NIBBLE_LANEWISE(lanes_int, add, x + y)
+NIBBLE_LANEWISE(lanes_int, subtract, x - y)
+NIBBLE_LANEWISE(lanes_int, smaller, x < y ? x : y)
+NIBBLE_LANEWISE(lanes_int, larger, x > y ? x : y)
+NIBBLE_LANEWISE(lanes_int, bit_and, x & y)
+NIBBLE_LANEWISE(lanes_int, bit_or, x | y)
+NIBBLE_LANEWISE(lanes_int, less, x < y ? x - x - 1 : x - x)  // all ones where x < y
+#undef NIBBLE_LANEWISE
+
+/// x, once it is rounded: stands between a product and a sum that must not become one fma.
+NIBBLE_INLINE lanes rounded(lanes x) noexcept { return x; }
+
+NIBBLE_INLINE lanes_int set_int(std::int32_t x) noexcept {
+    lanes_int y;
+    std::int32_t v[16];
+    for (int r = 0; r < 16; ++r) v[r] = x;
+    std::memcpy(&y, v, sizeof y);
+    return y;
+}
+NIBBLE_INLINE lanes_int shift_left(lanes_int x, int n) noexcept {
+    std::uint32_t v[16];
+    std::memcpy(v, &x, sizeof v);
+    for (int r = 0; r < 16; ++r) v[r] <<= n;
+    std::memcpy(&x, v, sizeof v);
+    return x;
+}
+/// Brings in zeros.
+NIBBLE_INLINE lanes_int shift_right(lanes_int x, int n) noexcept {
+    std::uint32_t v[16];
+    std::memcpy(v, &x, sizeof v);
+    for (int r = 0; r < 16; ++r) v[r] >>= n;
+    std::memcpy(&x, v, sizeof v);
+    return x;
+}
+/// a < b ? x : y, signed.
+NIBBLE_INLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
+    const lanes_int mask = less(a, b);
+    return as_lanes(bit_or(bit_and(mask, as_bits(x)), bit_and(subtract(set_int(-1), mask), as_bits(y))));
+}
+
+NIBBLE_INLINE float least(lanes x) noexcept {
+    float v[16];
+    store(v, x);
+    float m = v[0];
+    for (int r = 1; r < 16; ++r) m = v[r] < m ? v[r] : m;
+    return m;
+}
+NIBBLE_INLINE float greatest(lanes x) noexcept {
+    float v[16];
+    store(v, x);
+    float m = v[0];
+    for (int r = 1; r < 16; ++r) m = v[r] > m ? v[r] : m;
+    return m;
+}
+NIBBLE_INLINE std::int32_t greatest(lanes_int x) noexcept {
+    std::int32_t v[16];
+    std::memcpy(v, &x, sizeof v);
+    std::int32_t m = v[0];
+    for (int r = 1; r < 16; ++r) m = v[r] > m ? v[r] : m;
+    return m;
+}
+
+/// To nearest, ties to even, for x <= 2^17; what lies below -32768 becomes some integer there.
+NIBBLE_INLINE lanes_int round_to_int(lanes x) noexcept {
+    const lanes shifted = add(larger(x, set(-65536.0f)), set(12582912.0f));  // 1.5 * 2^23: the last bit is the unit
+    return subtract(as_bits(shifted), set_int(0x4b400000));
+}
+
+/// 16 bytes clamp(x + zero, lowest, highest), 0 <= zero, lowest, highest <= 255.
+NIBBLE_INLINE void store_codes(std::uint8_t* p, lanes_int x, int zero, int lowest, int highest) noexcept {
+    const lanes_int v = smaller(larger(add(x, set_int(zero)), set_int(lowest)), set_int(highest));
+    std::int32_t u[16];
+    std::memcpy(u, &v, sizeof u);
+    for (int r = 0; r < 16; ++r) p[r] = static_cast<std::uint8_t>(u[r]);
+}
+/// p[i] = table[p[i]] of 16 bytes and 16 entries.
+NIBBLE_INLINE void map_bytes(const std::uint8_t* table, std::uint8_t* p) noexcept {
+    for (int r = 0; r < 16; ++r) p[r] = table[p[r]];
+}
+/// 16 numbers of 16 bits, zero-extended in lanes.
+NIBBLE_INLINE void store_halves(std::uint16_t* p, lanes_int x) noexcept {
+    std::uint32_t u[16];
+    std::memcpy(u, &x, sizeof u);
+    for (int r = 0; r < 16; ++r) p[r] = static_cast<std::uint16_t>(u[r]);
+}
+NIBBLE_INLINE lanes_int load_halves(const std::uint16_t* p) noexcept {
+    std::uint32_t u[16];
+    for (int r = 0; r < 16; ++r) u[r] = p[r];
+    lanes_int x;
+    std::memcpy(&x, u, sizeof x);
+    return x;
+}
+/// Finite floats to fp16, to nearest even.
+NIBBLE_INLINE lanes_int to_fp16(lanes x) noexcept {
+    float v[16];
+    std::uint16_t h[16];
+    store(v, x);
+    for (int r = 0; r < 16; ++r) h[r] = float_to_fp16(v[r]);
+    return load_halves(h);
+}
+NIBBLE_INLINE lanes from_fp16(lanes_int x) noexcept {
+    std::uint16_t h[16];
+    float v[16];
+    store_halves(h, x);
+    for (int r = 0; r < 16; ++r) v[r] = fp16_to_float(h[r]);
+    return load(v);
+}
+/// 16 doubles, each rounded once.
+NIBBLE_INLINE lanes load_doubles(const double* p) noexcept {
+    float v[16];
+    for (int r = 0; r < 16; ++r) {
+        double d;
+        std::memcpy(&d, p + r, sizeof d);
+        v[r] = static_cast<float>(d);
+    }
+    return load(v);
+}
+
+/// table[code] of 16 entries.
+NIBBLE_INLINE lanes look_up_16(const float* table, lanes_int code) noexcept {
+    float v[16];
+    look_up(table, 16, code, v);
+    return load(v);
+}
+
+/// 15 ascending thresholds for count_below.
+struct thresholds_16 {
+    float t[15];
+};
+NIBBLE_INLINE thresholds_16 load_thresholds(const float* t) noexcept {
+    thresholds_16 s;
+    std::memcpy(s.t, t, sizeof s.t);
+    return s;
+}
+/// How many thresholds are below x.
+NIBBLE_INLINE lanes_int count_below(const thresholds_16& t, lanes x) noexcept {
+    float v[16];
+    store(v, x);
+    std::int32_t n[16];
+    for (int r = 0; r < 16; ++r) {
+        n[r] = 0;
+        for (int i = 0; i < 15; ++i) n[r] += v[r] > t.t[i] ? 1 : 0;
+    }
+    lanes_int y;
+    std::memcpy(&y, n, sizeof y);
+    return y;
+}
+
+/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
+NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int c = 0; c < 16; ++c)
+        for (int r = 0; r < 16; ++r) std::memcpy(to + c * to_stride + 4 * r, from + r * from_stride + 4 * c, 4);
+}

@@ -4,4 +4,6 @@ inline constexpr kernel_table kernels = {
     &multiply_chain,
     &multiply_strict,
     &read_quads,
+    {&scan<false>, &scan<true>, &invert, &round_scales, &encode, &encode_fp16_row, &encode_bf16_row, &pack, &decode, &transpose_words,
+     &load_fp16_row, &load_bf16_row, &load_f64_row},
 };

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec_types.hpp"
+
 namespace nibble::detail {
 
 /// One sub-block of one panel times a set of columns. Lines are 16 floats, one lane a row.
@@ -33,6 +35,7 @@ struct kernel_table {
     /// Lines of values of the positions 4 * first .. 4 * (first + quads) - 1 of a panel; codes of at most 8 bits.
     void (*read)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const value_map& map,
                  float* values) noexcept;
+    codec_kernels codec;
 };
 
 }  // namespace nibble::detail
