@@ -22,6 +22,10 @@
 #include <algorithm>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "detail/dispatch.hpp"
 #include "detail/fp_environment.hpp"
 #include "granularity.hpp"
@@ -35,25 +39,31 @@ inline constexpr index cell_bytes = 64;
 
 namespace detail {
 
-/// Zeroed, 64-byte aligned bytes.
+/// 64-byte aligned bytes, zero from `zero_from` on. Large ones ask the operating system for large pages: touching fresh
+/// memory in pages of 4 KiB takes several times as long as reading the weights, and streaming it later misses the TLB.
 class aligned_bytes {
 public:
-    explicit aligned_bytes(std::size_t size) : size_(size) {
-        if (size != 0) {
-            data_ = static_cast<std::uint8_t*>(::operator new(size, std::align_val_t{64}));
-            std::memset(data_, 0, size);
-        }
+    explicit aligned_bytes(std::size_t size, std::size_t zero_from = 0) : size_(size) {
+        if (size == 0) return;
+        data_ = static_cast<std::uint8_t*>(::operator new(size, alignment()));
+#if defined(MADV_HUGEPAGE)
+        if (size >= 4 * large_page) static_cast<void>(madvise(data_, size / large_page * large_page, MADV_HUGEPAGE));
+#endif
+        std::memset(data_ + zero_from, 0, size - zero_from);
     }
     aligned_bytes(const aligned_bytes&) = delete;
     aligned_bytes& operator=(const aligned_bytes&) = delete;
     ~aligned_bytes() {
-        if (data_ != nullptr) ::operator delete(data_, std::align_val_t{64});
+        if (data_ != nullptr) ::operator delete(data_, alignment());
     }
     [[nodiscard]] std::uint8_t* data() noexcept { return data_; }
     [[nodiscard]] const std::uint8_t* data() const noexcept { return data_; }
     [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
 private:
+    static constexpr std::size_t large_page = std::size_t{1} << 21;
+    [[nodiscard]] std::align_val_t alignment() const noexcept { return std::align_val_t{size_ >= 4 * large_page ? large_page : 64}; }
+
     std::uint8_t* data_ = nullptr;
     std::size_t size_ = 0;
 };
@@ -93,6 +103,10 @@ struct layout {
     /// The first row's place in its tile of block_rows rows.
     [[nodiscard]] index tile_row() const noexcept { return first_row % block_rows; }
     [[nodiscard]] index position(index k) const noexcept { return k / group * padded_group + k % group; }
+    /// Of one row, a whole number of k-quads.
+    [[nodiscard]] index positions() const noexcept {
+        return cols == 0 ? 0 : (groups - 1) * padded_group + ceil_div(cols - (groups - 1) * group, 4) * 4;
+    }
     [[nodiscard]] index group_begin(index g) const noexcept { return g * group; }
     [[nodiscard]] index group_end(index g) const noexcept { return (std::min)(cols, (g + 1) * group); }
 };
@@ -126,11 +140,10 @@ struct layout {
     l.block_rows = std::max<index>(1, g.rows == 0 ? rows : (std::min)(g.rows, std::max<index>(1, rows)));
     l.padded_group = ceil_div(l.group, 4) * 4;
     l.panels = ceil_div(rows, panel_rows);
-    const index positions = cols == 0 ? 0 : (l.groups - 1) * l.padded_group + ceil_div(cols - (l.groups - 1) * l.group, 4) * 4;
     const bool two_planes = code_bits == 3 || code_bits == 5 || code_bits == 6;
     const index per_step = two_planes ? 32 : 32 / code_bits;
     const index step_bytes = two_planes ? cell_bytes * code_bits : cell_bytes;
-    l.panel_bytes = checked_product(ceil_div(positions, per_step), step_bytes);
+    l.panel_bytes = checked_product(ceil_div(l.positions(), per_step), step_bytes);
     l.lanes = l.block_rows % panel_rows == 0 || l.block_rows >= rows ? 1 : 16;
     l.scale_bits = scheme.bits;
     l.offset_bits = offset_bits(offset, scheme, code_bits);
@@ -234,6 +247,10 @@ inline void put_quad(std::uint8_t* panel, int bits, int row, index position, std
 }
 
 }  // namespace detail
+
+namespace detail {
+enum class initial_codes : std::uint8_t { zero, unset };
+}
 
 struct transposed_qmatrix;
 
@@ -482,9 +499,10 @@ NIBBLE_FP_END
 /// matrix over.
 class qmatrix_builder {
 public:
-    /// Throws errc::unsupported when the combination does not exist and errc::invalid_argument for bad shapes.
+    /// Throws errc::unsupported when the combination does not exist and errc::invalid_argument for bad shapes. Codes are
+    /// zero, unless they are `unset` for a caller who writes every panel as a whole.
     qmatrix_builder(index rows, index cols, format_handle format, const scale_scheme& scheme, offset_kind offset,
-                    granularity group, std::string name = {})
+                    granularity group, std::string name = {}, detail::initial_codes codes = detail::initial_codes::zero)
         : bytes_(nullptr) {
         check_combination(rows, cols, *format, scheme, offset, group).or_throw();
         m_.format_ = format;
@@ -492,7 +510,9 @@ public:
         m_.offset_ = offset;
         m_.layout_ = detail::make_layout(rows, cols, format->bits, scheme, offset, group);
         m_.name_ = name.empty() ? format->name : std::move(name);
-        bytes_ = std::make_shared<detail::aligned_bytes>(static_cast<std::size_t>(m_.layout_.size));
+        bytes_ = std::make_shared<detail::aligned_bytes>(
+            static_cast<std::size_t>(m_.layout_.size),
+            static_cast<std::size_t>(codes == detail::initial_codes::zero ? 0 : m_.layout_.scales_at));
         m_.bytes_ = bytes_;
     }
 
@@ -556,12 +576,21 @@ public:
             }
         }
     }
+    /// The cells of panel p, layout().panel_bytes of them.
+    [[nodiscard]] std::uint8_t* panel(index p) noexcept { return bytes_->data() + p * layout().panel_bytes; }
     /// Stores the bits (direct schemes) or the code of the scale of row n, group g.
     void set_scale(index n, index g, std::uint32_t stored) noexcept {
         set_stored(layout().scales_at, layout().scale_line, layout().scale_bits, n, g, stored);
     }
     void set_offset(index n, index g, std::uint32_t stored) noexcept {
         set_stored(layout().offsets_at, layout().offset_line, layout().offset_bits, n, g, stored);
+    }
+    /// Those of all groups of row n.
+    void set_scales(index n, const std::uint32_t* stored) noexcept {
+        set_stored_row(layout().scales_at, layout().scale_line, layout().scale_bits, n, stored);
+    }
+    void set_offsets(index n, const std::uint32_t* stored) noexcept {
+        set_stored_row(layout().offsets_at, layout().offset_line, layout().offset_bits, n, stored);
     }
     void set_super(index n, index s, std::uint16_t d, bool minimum = false) noexcept {
         const detail::layout& l = layout();
@@ -577,12 +606,28 @@ public:
     [[nodiscard]] qmatrix finish() &&;
 
 private:
+    [[nodiscard]] float largest_stored(index at, index line, int bits) const noexcept;
     void set_stored(index at, index line, int bits, index n, index g, std::uint32_t stored) noexcept {
         if (bits == 0) return;
         std::uint8_t* p = bytes_->data() + at + (n / panel_rows * layout().groups + g) * line;
         const int lane = layout().lanes == 1 ? 0 : static_cast<int>(n % panel_rows);
         if (bits < 8) detail::set_lane(p, bits, lane, stored);
         else detail::store_bits(p + lane * (bits / 8), bits / 8, stored);
+    }
+
+    void set_stored_row(index at, index line, int bits, index n, const std::uint32_t* stored) noexcept {
+        const detail::layout& l = layout();
+        const index groups = l.groups;
+        if (bits == 0) return;
+        std::uint8_t* p = bytes_->data() + at + n / panel_rows * groups * line;
+        const int lane = l.lanes == 1 ? 0 : static_cast<int>(n % panel_rows);
+        if (bits == 16) {
+            for (index g = 0; g < groups; ++g) detail::store_bits(p + g * line + 2 * lane, 2, stored[g]);
+        } else if (bits == 4) {
+            for (index g = 0; g < groups; ++g) detail::set_lane(p + g * line, 4, lane, stored[g]);
+        } else {
+            for (index g = 0; g < groups; ++g) set_stored(at, line, bits, n, g, stored[g]);
+        }
     }
 
     qmatrix m_;
@@ -592,15 +637,42 @@ private:
 #if NIBBLE_DEFINE_API
 NIBBLE_FP_BEGIN
 
+/// The largest magnitude of the floats in all lines, which is that of the largest bits; 0 where lines hold other numbers.
+NIBBLE_NOINLINE NIBBLE_API float qmatrix_builder::largest_stored(index at, index line, int bits) const noexcept {
+    const index count = layout().panels * layout().groups * line / (bits == 16 ? 2 : 4);
+    const std::uint8_t* from = bytes_->data() + at;
+    std::uint32_t largest = 0;
+    for (index i = 0; i < count && bits == 16; ++i) {
+        std::uint16_t u;
+        std::memcpy(&u, from + 2 * i, 2);
+        largest = (std::max)(largest, u & 0x7fffu);
+    }
+    for (index i = 0; i < count && bits == 32; ++i) {
+        std::uint32_t u;
+        std::memcpy(&u, from + 4 * i, 4);
+        largest = (std::max)(largest, u & 0x7fffffffu);
+    }
+    switch (m_.scheme_.storage) {
+        case scale_storage::f32:
+        case scale_storage::f16:
+        case scale_storage::bf16: return detail::decode_stored(m_.scheme_.storage, largest);
+        default: return 0.0f;
+    }
+}
+
 NIBBLE_API qmatrix qmatrix_builder::finish() && {
     // The largest |scale| times the largest |value| bounds every weight; products use it to stay clear of underflow.
     const detail::layout& l = layout();
-    float largest = 0.0f;
     float value = m_.format_->max_value;
     if (m_.offset_ != offset_kind::none) value = static_cast<float>(m_.format_->code_count());
     if (m_.format_->decode == decode_class::wide) value = 1.0f;
+    float largest = largest_stored(l.scales_at, l.scale_line, l.scale_bits);
+    if (m_.offset_ == offset_kind::minimum) largest = (std::max)(largest, largest_stored(l.offsets_at, l.offset_line, l.offset_bits) / value);
+    const bool known = m_.scheme_.storage == scale_storage::f32 || m_.scheme_.storage == scale_storage::f16 || m_.scheme_.storage == scale_storage::bf16;
+    const bool by_groups = !known || !detail::is_finite_bits(detail::bits_of(largest));
+    if (by_groups) largest = 0.0f;
     float s[16], o[16];
-    for (index p = 0; p < l.panels; ++p) {
+    for (index p = 0; p < l.panels && by_groups; ++p) {
         for (index g = 0; g < l.groups; ++g) {
             m_.expand_scales(p, g, 1, s, o);
             for (int r = 0; r < 16; ++r) {

@@ -15,6 +15,7 @@
 #include "../eigen.hpp"
 #include "../executor.hpp"
 #include "../workspace.hpp"
+#include "codec.hpp"
 #include "fp_environment.hpp"
 
 namespace nibble::inline NIBBLE_ABI::detail {
@@ -154,9 +155,9 @@ public:
         panels_ = path.digits > 0 ? kernels_->panels : 1;
         tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : kernels_->value_columns;
         stream_bytes_ = path.digits > 0 ? kind_->stream_bytes[path.digits - 1] : 16;
-        const code_format& f = w.format();
-        if (f.decode != decode_class::wide)
-            for (unsigned u = 0; u < 16; ++u) table_[u] = u < f.code_count() ? f.values[u] : 0.0f;
+        decodes_ = make_decoder(w.format(), path.strict ? w.offset_type() : offset_kind::none, decoder_, table_);
+        has_table_ = decoder_.table == table_;
+        if (has_table_) decoder_.table = nullptr;  // set when it is used: a product may be copied
     }
 
     [[nodiscard]] const sub_blocks& blocks() const noexcept { return blocks_; }
@@ -350,14 +351,19 @@ private:
         const index n = blocks_.length(b);
         const index position = blocks_.position(b);
         expand(panel, b, 1, 1.0f, s.scale, s.offset);
-        if (f.decode == decode_class::wide) {
-            for (index i = 0; i < n; ++i)
-                for (int r = 0; r < 16; ++r) s.values[16 * i + r] = f.decode_wide(get_code(w_->panel(panel), 16, r, position + i));
-            for (int r = 0; r < 16; ++r) s.scale[r] = 1.0f;
+        constexpr float one[16] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+        constexpr float none[16] = {};
+        if (w_->offset_type() == offset_kind::none) std::memcpy(s.offset, none, sizeof none);
+        if (decodes_) {
+            decoder d = decoder_;
+            if (d.table == nullptr && has_table_) d.table = table_;
+            kernels_->codec.decode(d, w_->panel(panel), position / 4, ceil_div(n, 4), path_.strict ? s.scale : one, s.offset, s.values, 16);
         } else {
-            const float* table = path_.strict ? nullptr : f.bits < 4 ? table_ : f.values;
-            kernels_->read(w_->panel(panel), w_->layout().bits, position / 4, ceil_div(n, 4), table, s.values);
-            if (path_.strict) decode(n, s);
+            for (index i = 0; i < n; ++i)
+                for (int r = 0; r < 16; ++r) {
+                    const unsigned code = get_code(w_->panel(panel), w_->layout().bits, r, position + i);
+                    s.values[16 * i + r] = path_.strict ? decode_weight(f, w_->offset_type(), code, s.scale[r], s.offset[r]) : f.value(code);
+                }
         }
         value_run run;
         run.values = s.values;
@@ -382,15 +388,6 @@ private:
         return 1;
     }
 
-    void decode(index n, const task_scratch& s) const noexcept {
-        for (index i = 0; i < n; ++i) {
-            for (int r = 0; r < 16; ++r) {
-                float& v = s.values[16 * i + r];
-                v = decode_weight(w_->format(), w_->offset_type(), static_cast<unsigned>(v), s.scale[r], s.offset[r]);
-            }
-        }
-    }
-
     const qmatrix* w_;
     const kernel_table* kernels_;
     product_path path_;
@@ -401,6 +398,9 @@ private:
     int panels_ = 1;
     int tile_ = 1;
     index stream_bytes_ = 0;
+    decoder decoder_{};
+    bool decodes_ = false;
+    bool has_table_ = false;
     float table_[16] = {};
     std::uint8_t* streams_ = nullptr;
     float* scale_ = nullptr;

@@ -29,6 +29,9 @@ enum class special_codes : std::uint8_t {
 template <int E, int M, int Bias, special_codes Special>
 struct minifloat {
     static constexpr int bits = 1 + E + M;
+    static constexpr int mantissa_width = M;
+    static constexpr int bias = Bias;
+    static constexpr special_codes special = Special;
     static constexpr unsigned sign_bit = 1u << (E + M);
     static constexpr unsigned last = sign_bit - 1;
     static constexpr unsigned max_code = Special == special_codes::ieee ? last - (1u << M)

@@ -11,6 +11,7 @@ NIBBLE_FP_BEGIN
 /// range, in which -w gets the opposite code of w.
 struct absmax {
     static constexpr const char* name = "absmax";
+    static constexpr bool symmetric = true;
     [[nodiscard]] group_scale from_range(float low, float high, const code_format& f) const noexcept {
         return {detail::largest_magnitude(low, high) / f.max_value, 0.0f};
     }
@@ -69,6 +70,7 @@ enum class mx_rounding : std::uint8_t {
 /// exponent -127 and zero codes, as OCP says.
 struct mx {
     static constexpr const char* name = "mx";
+    static constexpr bool symmetric = true;
     mx_rounding rounding = mx_rounding::floor;
 
     [[nodiscard]] group_scale from_range(float low, float high, const code_format& f) const noexcept {

@@ -33,6 +33,8 @@ struct zero_point {
         const float zero = -detail::round_even(detail::clamp(lo / scale, -1048576.0f, 0.0f));
         return {scale, detail::clamp(zero, 0.0f, static_cast<float>(n))};
     }
+    /// Whether `encode` is encode_weight of each weight.
+    [[nodiscard]] constexpr bool keeps_contract() const noexcept { return !eager; }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
         const float inv = detail::inverse(s.scale);
         const int last = static_cast<int>(g.format.code_count()) - 1;
@@ -75,11 +77,6 @@ struct float_zero {
         }
         const float zero = -low * detail::inverse(scale);
         return {scale, zero};
-    }
-    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = detail::inverse(s.scale);
-        for (std::size_t i = 0; i < g.x.size(); ++i)
-            codes[i] = static_cast<std::uint8_t>(detail::encode_weight(g.format, offset, g.x[i], inv, s.offset));
     }
 };
 

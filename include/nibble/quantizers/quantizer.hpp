@@ -64,18 +64,26 @@ struct quantizer_ref {
     offset_kind offset = offset_kind::none;
     bool searches = false;         ///< uses importance weights
     bool unrounded_scale = false;  ///< chooses codes with the proposed, not the stored, scale
+    bool symmetric = false;        ///< from_range looks at the largest magnitude alone
     bool whole_group = false;      ///< `encode` must see a whole group, so weights cannot come column by column
-    group_scale (*from_range)(const void*, float, float, const code_format&) = nullptr;
+    /// Of many groups at once: their smallest and largest weights, and where scales and offsets go.
+    void (*from_range)(const void*, const float*, const float*, std::size_t, const code_format&, float*, float*) = nullptr;
     group_scale (*from_values)(const void*, const group_view&, std::uint8_t*) = nullptr;
-    void (*encode)(const void*, const group_view&, group_scale, std::uint8_t*) = nullptr;  ///< null: the contract's
+    void (*encode)(const void*, const group_view&, group_scale, std::uint8_t*) = nullptr;  ///< null: encode_weight of each
     bool (*keeps_codes)(const void*, const group_view&) = nullptr;  ///< whether the codes of from_values are final
 };
 
 namespace detail {
 
 template <class Q>
-group_scale call_from_range(const void* self, float low, float high, const code_format& f) {
-    return static_cast<const Q*>(self)->from_range(low, high, f);
+void call_from_range(const void* self, const float* low, const float* high, std::size_t groups, const code_format& f,
+                     float* scale, float* offset) {
+    const Q& q = *static_cast<const Q*>(self);
+    for (std::size_t g = 0; g < groups; ++g) {
+        const group_scale s = q.from_range(low[g], high[g], f);
+        scale[g] = s.scale;
+        offset[g] = s.offset;
+    }
 }
 
 template <class Q>
@@ -165,11 +173,14 @@ template <quantizer Q>
     if constexpr (requires { q.offset; }) r.offset = q.offset;
     if constexpr (requires { Q::searches; }) r.searches = Q::searches;
     if constexpr (requires { Q::unrounded_scale; }) r.unrounded_scale = Q::unrounded_scale;
+    if constexpr (requires { Q::symmetric; }) r.symmetric = Q::symmetric;
     if constexpr (requires { Q::whole_group; }) r.whole_group = Q::whole_group;
     if constexpr (range_quantizer<Q>) r.from_range = &detail::call_from_range<Q>;
     if constexpr (value_quantizer<Q>) r.from_values = &detail::call_from_values<Q>;
     if constexpr (requires(const group_view& g, group_scale s, std::uint8_t* c) { q.encode(g, s, c); })
         r.encode = &detail::call_encode<Q>;
+    if constexpr (requires { q.keeps_contract(); })
+        if (q.keeps_contract()) r.encode = nullptr;
     if constexpr (requires(const group_view& g) { q.keeps_codes(g); }) r.keeps_codes = &detail::call_keeps_codes<Q>;
     return r;
 }

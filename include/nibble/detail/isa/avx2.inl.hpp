@@ -19,7 +19,10 @@ NIBBLE_INLINE void store(float* p, lanes x) noexcept {
 NIBBLE_INLINE lanes set(float x) noexcept { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 NIBBLE_INLINE lanes zero() noexcept { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 NIBBLE_INLINE lanes multiply(lanes x, lanes y) noexcept { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
-NIBBLE_INLINE lanes plus(lanes x, lanes y) noexcept { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+// Operators, not intrinsics, where it matters: clang compiles intrinsics with the options of the including file, and
+// -ffast-math would make a division a reciprocal.
+NIBBLE_INLINE lanes add(lanes x, lanes y) noexcept { return {x.a + y.a, x.b + y.b}; }
+NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept { return {x.a - y.a, x.b - y.b}; }
 NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
@@ -49,7 +52,7 @@ template <int N>
 NIBBLE_INLINE lanes_int shift_left(lanes_int x) noexcept {
     return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)};
 }
-NIBBLE_INLINE lanes_int shift_left_by(lanes_int x, int n) noexcept {
+NIBBLE_INLINE lanes_int shift_left(lanes_int x, int n) noexcept {
     const __m128i count = _mm_cvtsi32_si128(n);
     return {_mm256_sll_epi32(x.a, count), _mm256_sll_epi32(x.b, count)};
 }
@@ -94,12 +97,12 @@ NIBBLE_INLINE lanes negate(lanes x) noexcept {
     return {_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
 }
 
-NIBBLE_INLINE lanes load_half(const std::uint8_t* p) noexcept {
-    const auto* at = reinterpret_cast<const __m128i*>(p);
+NIBBLE_INLINE lanes load_half(const void* p) noexcept {
+    const auto* at = static_cast<const __m128i*>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
 }
-NIBBLE_INLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
-    const auto* at = reinterpret_cast<const __m128i*>(p);
+NIBBLE_INLINE lanes_int load_u16(const void* p) noexcept {
+    const auto* at = static_cast<const __m128i*>(p);
     return {_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), _mm256_cvtepu16_epi32(_mm_loadu_si128(at + 1))};
 }
 NIBBLE_INLINE lanes_int load_u8(const std::uint8_t* p) noexcept {
@@ -129,17 +132,21 @@ NIBBLE_INLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
     }
 }
 
-NIBBLE_INLINE __m256 look_up_half(const float* table, int size, __m256i code) noexcept {
-    if (size > 16) return _mm256_i32gather_ps(table, code, 4);
+/// table[code] of any size.
+NIBBLE_INLINE lanes gather(const float* table, lanes_int code) noexcept {
+    return {_mm256_i32gather_ps(table, code.a, 4), _mm256_i32gather_ps(table, code.b, 4)};
+}
+/// Floats through a table of 16 entries.
+struct float_table {
+    __m256 low, high;
+};
+NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+NIBBLE_INLINE __m256 look_up_half(float_table t, __m256i code) noexcept {
     // vpermps takes three bits of the index; the fourth, at the sign, picks between the two halves of the table.
-    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), code);
-    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), code);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, code), _mm256_permutevar8x32_ps(t.high, code),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
 }
-/// table[code]. Tables of fewer than 16 entries are padded to 16 by whoever made them.
-NIBBLE_INLINE lanes look_up(const float* table, int size, lanes_int code) noexcept {
-    return {look_up_half(table, size, code.a), look_up_half(table, size, code.b)};
-}
+NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {look_up_half(t, code.a), look_up_half(t, code.b)}; }
 
 /// Bytes through a table of 16.
 struct byte_table {
@@ -182,4 +189,134 @@ NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
 NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// --- encoding and decoding -------------------------------------------------------------------------------------------
+
+NIBBLE_INLINE void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+NIBBLE_INLINE void prefetch_to_write(const void* p) noexcept { __builtin_prefetch(p, 1); }
+
+/// Past the caches, to 64-byte aligned memory; stream_end() before anyone else reads it.
+NIBBLE_INLINE void stream_words(std::uint8_t* p, lanes_int x) noexcept {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x.a);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + 32), x.b);
+}
+NIBBLE_INLINE void stream_end() noexcept { _mm_sfence(); }
+
+NIBBLE_INLINE lanes divide(lanes x, lanes y) noexcept { return {x.a / y.a, x.b / y.b}; }
+/// x, once it is rounded: stands between a product and a sum that must not become one fma.
+NIBBLE_INLINE lanes rounded(lanes x) noexcept {
+    __asm__("" : "+x"(x.a), "+x"(x.b));
+    return x;
+}
+NIBBLE_INLINE lanes_int smaller(lanes_int x, lanes_int y) noexcept { return {_mm256_min_epi32(x.a, y.a), _mm256_min_epi32(x.b, y.b)}; }
+NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x, int n) noexcept {
+    const __m128i count = _mm_cvtsi32_si128(n);
+    return {_mm256_srl_epi32(x.a, count), _mm256_srl_epi32(x.b, count)};
+}
+/// a < b ? x : y, signed.
+NIBBLE_INLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
+    return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.a, a.a))),
+            _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.b, a.b)))};
+}
+
+NIBBLE_INLINE float least(lanes x) noexcept {
+    const __m256 v = _mm256_min_ps(x.a, x.b);
+    __m128 h = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    h = _mm_min_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_min_ss(h, _mm_movehdup_ps(h)));
+}
+NIBBLE_INLINE float greatest(lanes x) noexcept {
+    const __m256 v = _mm256_max_ps(x.a, x.b);
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+NIBBLE_INLINE std::int32_t greatest(lanes_int x) noexcept {
+    const __m256i v = _mm256_max_epi32(x.a, x.b);
+    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+}
+
+/// To nearest, ties to even, for x <= 2^17; what lies below -32768 becomes some integer there.
+NIBBLE_INLINE lanes_int round_to_int(lanes x) noexcept { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+
+/// 16 bytes clamp(x + zero, lowest, highest), 0 <= zero, lowest, highest <= 255.
+NIBBLE_INLINE void store_codes(std::uint8_t* p, lanes_int x, int zero, int lowest, int highest) noexcept {
+    __m256i v = _mm256_adds_epi16(_mm256_packs_epi32(x.a, x.b), _mm256_set1_epi16(static_cast<short>(zero)));
+    v = _mm256_max_epi16(v, _mm256_set1_epi16(static_cast<short>(lowest)));
+    v = _mm256_min_epi16(v, _mm256_set1_epi16(static_cast<short>(highest)));
+    v = _mm256_permute4x64_epi64(v, 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+/// p[i] = table[p[i]] of 16 bytes and 16 entries.
+NIBBLE_INLINE void map_bytes(const std::uint8_t* table, std::uint8_t* p) noexcept {
+    auto* at = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(at, _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), _mm_loadu_si128(at)));
+}
+/// Finite floats to fp16, to nearest even.
+NIBBLE_INLINE lanes_int to_fp16(lanes x) noexcept {
+    return {_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT)),
+            _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT))};
+}
+NIBBLE_INLINE lanes from_fp16(lanes_int x) noexcept {
+    const __m256i v = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xd8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))};
+}
+/// 16 doubles, each rounded once.
+NIBBLE_INLINE lanes load_doubles(const double* p) noexcept {
+    return {_mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(p + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(p))),
+            _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(p + 12)), _mm256_cvtpd_ps(_mm256_loadu_pd(p + 8)))};
+}
+
+/// 15 ascending thresholds for count_below: a tree of four comparisons.
+struct thresholds_16 {
+    __m256 middle, quarter, three_quarters, eighths, sixteenths;
+};
+NIBBLE_INLINE thresholds_16 load_thresholds(const float* t) noexcept {
+    return {_mm256_set1_ps(t[7]), _mm256_set1_ps(t[3]), _mm256_set1_ps(t[11]),
+            _mm256_setr_ps(t[1], t[5], t[9], t[13], t[1], t[5], t[9], t[13]),
+            _mm256_setr_ps(t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14])};
+}
+NIBBLE_INLINE __m256i count_below_half(const thresholds_16& t, __m256 x) noexcept {
+    const __m256 first = _mm256_cmp_ps(x, t.middle, _CMP_GT_OQ);
+    __m256i i = _mm256_srli_epi32(_mm256_castps_si256(first), 31);
+    const __m256 second = _mm256_blendv_ps(t.quarter, t.three_quarters, first);
+    i = _mm256_sub_epi32(_mm256_add_epi32(i, i), _mm256_castps_si256(_mm256_cmp_ps(x, second, _CMP_GT_OQ)));
+    const __m256 third = _mm256_permutevar8x32_ps(t.eighths, i);
+    i = _mm256_sub_epi32(_mm256_add_epi32(i, i), _mm256_castps_si256(_mm256_cmp_ps(x, third, _CMP_GT_OQ)));
+    const __m256 fourth = _mm256_permutevar8x32_ps(t.sixteenths, i);
+    return _mm256_sub_epi32(_mm256_add_epi32(i, i), _mm256_castps_si256(_mm256_cmp_ps(x, fourth, _CMP_GT_OQ)));
+}
+/// How many thresholds are below x.
+NIBBLE_INLINE lanes_int count_below(const thresholds_16& t, lanes x) noexcept {
+    return {count_below_half(t, x.a), count_below_half(t, x.b)};
+}
+
+/// Four words of row r and of row r + 4: with these the transpose needs no move across halves.
+NIBBLE_INLINE __m256 load_two_quads(const std::uint8_t* low, const std::uint8_t* high) noexcept {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(reinterpret_cast<const float*>(low))),
+                                _mm_loadu_ps(reinterpret_cast<const float*>(high)), 1);
+}
+/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
+NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int quad = 0; quad < 4; ++quad) {  // whole lines of the output one after the other
+        for (int half = 0; half < 2; ++half) {
+            const std::uint8_t* at = from + 8 * half * from_stride + 16 * quad;
+            const __m256 r0 = load_two_quads(at, at + 4 * from_stride);
+            const __m256 r1 = load_two_quads(at + from_stride, at + 5 * from_stride);
+            const __m256 r2 = load_two_quads(at + 2 * from_stride, at + 6 * from_stride);
+            const __m256 r3 = load_two_quads(at + 3 * from_stride, at + 7 * from_stride);
+            const __m256d t0 = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1));
+            const __m256d t1 = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
+            const __m256d t2 = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3));
+            const __m256d t3 = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
+            std::uint8_t* out = to + 4 * quad * to_stride + 32 * half;
+            _mm256_storeu_pd(reinterpret_cast<double*>(out), _mm256_unpacklo_pd(t0, t2));
+            _mm256_storeu_pd(reinterpret_cast<double*>(out + to_stride), _mm256_unpackhi_pd(t0, t2));
+            _mm256_storeu_pd(reinterpret_cast<double*>(out + 2 * to_stride), _mm256_unpacklo_pd(t1, t3));
+            _mm256_storeu_pd(reinterpret_cast<double*>(out + 3 * to_stride), _mm256_unpackhi_pd(t1, t3));
+        }
+    }
 }

@@ -19,7 +19,9 @@ NIBBLE_INLINE void store(float* p, lanes x) noexcept { _mm512_storeu_ps(p, x.v);
 NIBBLE_INLINE lanes set(float x) noexcept { return {_mm512_set1_ps(x)}; }
 NIBBLE_INLINE lanes zero() noexcept { return {_mm512_setzero_ps()}; }
 NIBBLE_INLINE lanes multiply(lanes x, lanes y) noexcept { return {_mm512_mul_ps(x.v, y.v)}; }
-NIBBLE_INLINE lanes plus(lanes x, lanes y) noexcept { return {_mm512_add_ps(x.v, y.v)}; }
+// Operators, not intrinsics, where it matters: see avx2.inl.hpp.
+NIBBLE_INLINE lanes add(lanes x, lanes y) noexcept { return {x.v + y.v}; }
+NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept { return {x.v - y.v}; }
 NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
 NIBBLE_INLINE lanes smaller(lanes x, lanes y) noexcept { return {_mm512_maskz_min_ps(every_lane, x.v, y.v)}; }
 NIBBLE_INLINE lanes larger(lanes x, lanes y) noexcept { return {_mm512_maskz_max_ps(every_lane, x.v, y.v)}; }
@@ -38,7 +40,7 @@ template <int N>
 NIBBLE_INLINE lanes_int shift_left(lanes_int x) noexcept {
     return {_mm512_maskz_slli_epi32(every_lane, x.v, N)};
 }
-NIBBLE_INLINE lanes_int shift_left_by(lanes_int x, int n) noexcept {
+NIBBLE_INLINE lanes_int shift_left(lanes_int x, int n) noexcept {
     return {_mm512_maskz_sll_epi32(every_lane, x.v, _mm_cvtsi32_si128(n))};
 }
 template <int N>
@@ -74,11 +76,11 @@ NIBBLE_INLINE lanes as_lanes(lanes_int x) noexcept { return {_mm512_castsi512_ps
 NIBBLE_INLINE lanes_int as_bits(lanes x) noexcept { return {_mm512_castps_si512(x.v)}; }
 NIBBLE_INLINE lanes negate(lanes x) noexcept { return {_mm512_xor_ps(x.v, _mm512_set1_ps(-0.0f))}; }
 
-NIBBLE_INLINE lanes load_half(const std::uint8_t* p) noexcept {
-    return {_mm512_maskz_cvtph_ps(every_lane, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+NIBBLE_INLINE lanes load_half(const void* p) noexcept {
+    return {_mm512_maskz_cvtph_ps(every_lane, _mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
-NIBBLE_INLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
-    return {_mm512_maskz_cvtepu16_epi32(every_lane, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+NIBBLE_INLINE lanes_int load_u16(const void* p) noexcept {
+    return {_mm512_maskz_cvtepu16_epi32(every_lane, _mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
 NIBBLE_INLINE __m512i widen_bytes(__m128i x) noexcept { return _mm512_maskz_cvtepu8_epi32(every_lane, x); }
 NIBBLE_INLINE lanes_int load_u8(const std::uint8_t* p) noexcept {
@@ -108,11 +110,16 @@ NIBBLE_INLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
     return bit_and({_mm512_maskz_srlv_epi32(every_lane, bytes, shifts)}, (1 << P) - 1);
 }
 
-/// table[code]. Tables of fewer than 16 entries are padded to 16 by whoever made them.
-NIBBLE_INLINE lanes look_up(const float* table, int size, lanes_int code) noexcept {
-    if (size > 16) return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), every_lane, code.v, table, 4)};
-    return {_mm512_maskz_permutexvar_ps(every_lane, code.v, _mm512_loadu_ps(table))};
+/// table[code] of any size.
+NIBBLE_INLINE lanes gather(const float* table, lanes_int code) noexcept {
+    return {_mm512_mask_i32gather_ps(_mm512_setzero_ps(), every_lane, code.v, table, 4)};
 }
+/// Floats through a table of 16 entries.
+struct float_table {
+    __m512 entries;
+};
+NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
+NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {_mm512_maskz_permutexvar_ps(every_lane, code.v, t.entries)}; }
 
 /// Bytes through a table of 16.
 struct byte_table {
@@ -151,4 +158,140 @@ NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
 }
 NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(every_lane, x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// --- encoding and decoding -------------------------------------------------------------------------------------------
+
+NIBBLE_INLINE void prefetch(const void* p) noexcept { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+NIBBLE_INLINE void prefetch_to_write(const void* p) noexcept { __builtin_prefetch(p, 1); }
+
+/// Past the caches, to 64-byte aligned memory; stream_end() before anyone else reads it.
+NIBBLE_INLINE void stream_words(std::uint8_t* p, lanes_int x) noexcept { _mm512_stream_si512(reinterpret_cast<__m512i*>(p), x.v); }
+NIBBLE_INLINE void stream_end() noexcept { _mm_sfence(); }
+
+NIBBLE_INLINE lanes divide(lanes x, lanes y) noexcept { return {x.v / y.v}; }
+/// x, once it is rounded: stands between a product and a sum that must not become one fma.
+NIBBLE_INLINE lanes rounded(lanes x) noexcept {
+    __asm__("" : "+v"(x.v));
+    return x;
+}
+NIBBLE_INLINE lanes_int smaller(lanes_int x, lanes_int y) noexcept { return {_mm512_maskz_min_epi32(every_lane, x.v, y.v)}; }
+NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x, int n) noexcept {
+    return {_mm512_maskz_srl_epi32(every_lane, x.v, _mm_cvtsi32_si128(n))};
+}
+/// a < b ? x : y, signed.
+NIBBLE_INLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
+    return {_mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(a.v, b.v), y.v, x.v)};
+}
+
+template <int I>
+NIBBLE_INLINE __m256 half_of(__m512 x) noexcept {
+    return _mm512_maskz_extractf32x8_ps(0xff, x, I);
+}
+template <int I>
+NIBBLE_INLINE __m256i half_of(__m512i x) noexcept {
+    return _mm512_maskz_extracti32x8_epi32(0xff, x, I);
+}
+NIBBLE_INLINE float least(lanes x) noexcept {
+    const __m256 v = _mm256_min_ps(half_of<0>(x.v), half_of<1>(x.v));
+    __m128 h = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    h = _mm_min_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_min_ss(h, _mm_movehdup_ps(h)));
+}
+NIBBLE_INLINE float greatest(lanes x) noexcept {
+    const __m256 v = _mm256_max_ps(half_of<0>(x.v), half_of<1>(x.v));
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+NIBBLE_INLINE std::int32_t greatest(lanes_int x) noexcept {
+    const __m256i v = _mm256_max_epi32(half_of<0>(x.v), half_of<1>(x.v));
+    __m128i h = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+}
+
+/// To nearest, ties to even, for x <= 2^17; what lies below -32768 becomes some integer there.
+NIBBLE_INLINE lanes_int round_to_int(lanes x) noexcept { return nearest_int(x); }
+
+/// 16 bytes clamp(x + zero, lowest, highest), 0 <= zero, lowest, highest <= 255.
+NIBBLE_INLINE void store_codes(std::uint8_t* p, lanes_int x, int zero, int lowest, int highest) noexcept {
+    const lanes_int v = smaller(larger(add(x, set_int(zero)), set_int(lowest)), set_int(highest));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_maskz_cvtepi32_epi8(every_lane, v.v));
+}
+/// p[i] = table[p[i]] of 16 bytes and 16 entries.
+NIBBLE_INLINE void map_bytes(const std::uint8_t* table, std::uint8_t* p) noexcept {
+    auto* at = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(at, _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), _mm_loadu_si128(at)));
+}
+/// Finite floats to fp16, to nearest even, and fp16 to floats.
+NIBBLE_INLINE lanes_int to_fp16(lanes x) noexcept {
+    return {_mm512_maskz_cvtepu16_epi32(every_lane, _mm512_maskz_cvtps_ph(every_lane, x.v, _MM_FROUND_TO_NEAREST_INT))};
+}
+NIBBLE_INLINE lanes from_fp16(lanes_int x) noexcept {
+    return {_mm512_maskz_cvtph_ps(every_lane, _mm512_maskz_cvtepi32_epi16(every_lane, x.v))};
+}
+/// 16 doubles, each rounded once.
+NIBBLE_INLINE lanes load_doubles(const double* p) noexcept {
+    const __m256 low = _mm512_maskz_cvtpd_ps(0xff, _mm512_loadu_pd(p));
+    const __m256 high = _mm512_maskz_cvtpd_ps(0xff, _mm512_loadu_pd(p + 8));
+    return {_mm512_maskz_insertf32x8(every_lane, _mm512_maskz_broadcast_f32x8(every_lane, low), high, 1)};
+}
+
+/// 15 ascending thresholds for count_below, as a heap: node n has the children 2 n and 2 n + 1.
+struct thresholds_16 {
+    __m512 heap;
+};
+NIBBLE_INLINE thresholds_16 load_thresholds(const float* t) noexcept {
+    return {_mm512_setr_ps(0.0f, t[7], t[3], t[11], t[1], t[5], t[9], t[13], t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14])};
+}
+/// How many thresholds are below x.
+NIBBLE_INLINE lanes_int count_below(const thresholds_16& t, lanes x) noexcept {
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i n = one;
+    for (int level = 0; level < 4; ++level) {
+        const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_maskz_permutexvar_ps(every_lane, n, t.heap), _CMP_GT_OQ);
+        n = _mm512_add_epi32(n, n);
+        n = _mm512_mask_add_epi32(n, above, n, one);
+    }
+    return {_mm512_sub_epi32(n, _mm512_set1_epi32(16))};
+}
+
+NIBBLE_INLINE __m512 merge_low(__m512 x, __m512 y) noexcept {
+    return _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, _mm512_castps_pd(x), _mm512_castps_pd(y)));
+}
+NIBBLE_INLINE __m512 merge_high(__m512 x, __m512 y) noexcept {
+    return _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, _mm512_castps_pd(x), _mm512_castps_pd(y)));
+}
+NIBBLE_INLINE __m512 even_quads(__m512 x, __m512 y) noexcept { return _mm512_maskz_shuffle_f32x4(every_lane, x, y, 0x88); }
+NIBBLE_INLINE __m512 odd_quads(__m512 x, __m512 y) noexcept { return _mm512_maskz_shuffle_f32x4(every_lane, x, y, 0xdd); }
+
+/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
+NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    __m512 u[16];  // u[4 i + j]: quad L is column 4 L + j of the rows 4 i .. 4 i + 3
+    for (int i = 0; i < 4; ++i) {
+        const std::uint8_t* at = from + 4 * i * from_stride;
+        const __m512 r0 = _mm512_loadu_ps(at);
+        const __m512 r1 = _mm512_loadu_ps(at + from_stride);
+        const __m512 r2 = _mm512_loadu_ps(at + 2 * from_stride);
+        const __m512 r3 = _mm512_loadu_ps(at + 3 * from_stride);
+        const __m512 t0 = _mm512_maskz_unpacklo_ps(every_lane, r0, r1);
+        const __m512 t1 = _mm512_maskz_unpackhi_ps(every_lane, r0, r1);
+        const __m512 t2 = _mm512_maskz_unpacklo_ps(every_lane, r2, r3);
+        const __m512 t3 = _mm512_maskz_unpackhi_ps(every_lane, r2, r3);
+        u[4 * i] = merge_low(t0, t2);
+        u[4 * i + 1] = merge_high(t0, t2);
+        u[4 * i + 2] = merge_low(t1, t3);
+        u[4 * i + 3] = merge_high(t1, t3);
+    }
+    for (int j = 0; j < 4; ++j) {
+        const __m512 a = even_quads(u[j], u[4 + j]);
+        const __m512 b = odd_quads(u[j], u[4 + j]);
+        const __m512 c = even_quads(u[8 + j], u[12 + j]);
+        const __m512 d = odd_quads(u[8 + j], u[12 + j]);
+        _mm512_storeu_ps(to + j * to_stride, even_quads(a, c));
+        _mm512_storeu_ps(to + (4 + j) * to_stride, even_quads(b, d));
+        _mm512_storeu_ps(to + (8 + j) * to_stride, odd_quads(a, c));
+        _mm512_storeu_ps(to + (12 + j) * to_stride, odd_quads(b, d));
+    }
 }

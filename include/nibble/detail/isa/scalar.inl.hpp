@@ -10,6 +10,8 @@ struct quad {
     float& operator[](int i) noexcept { return v[i]; }
     float operator[](int i) const noexcept { return v[i]; }
     friend quad operator*(quad a, quad b) noexcept { return {{a.v[0] * b.v[0], a.v[1] * b.v[1], a.v[2] * b.v[2], a.v[3] * b.v[3]}}; }
+    friend quad operator-(quad a, quad b) noexcept { return {{a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]}}; }
+    friend quad operator/(quad a, quad b) noexcept { return {{a.v[0] / b.v[0], a.v[1] / b.v[1], a.v[2] / b.v[2], a.v[3] / b.v[3]}}; }
     friend quad operator+(quad a, quad b) noexcept { return {{a.v[0] + b.v[0], a.v[1] + b.v[1], a.v[2] + b.v[2], a.v[3] + b.v[3]}}; }
 };
 NIBBLE_INLINE quad splat(float x) noexcept { return quad{{x, x, x, x}}; }
@@ -41,7 +43,8 @@ NIBBLE_INLINE void store(float* p, lanes x) noexcept { std::memcpy(p, &x, sizeof
 NIBBLE_INLINE lanes set(float x) noexcept { return {splat(x), splat(x), splat(x), splat(x)}; }
 NIBBLE_INLINE lanes zero() noexcept { return set(0.0f); }
 NIBBLE_INLINE lanes multiply(lanes x, lanes y) noexcept { return {x.a * y.a, x.b * y.b, x.c * y.c, x.d * y.d}; }
-NIBBLE_INLINE lanes plus(lanes x, lanes y) noexcept { return {x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+NIBBLE_INLINE lanes add(lanes x, lanes y) noexcept { return {x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+NIBBLE_INLINE lanes subtract(lanes x, lanes y) noexcept { return {x.a - y.a, x.b - y.b, x.c - y.c, x.d - y.d}; }
 
 NIBBLE_INLINE quad fma_quad(quad x, quad y, quad z) noexcept {
     quad r{};
@@ -113,23 +116,26 @@ NIBBLE_OUTLINE lanes_int bit_and(lanes_int x, std::int32_t y) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] &= y;
     return x;
 }
-NIBBLE_OUTLINE lanes_int shift_left_by(lanes_int x, int n) noexcept {
+NIBBLE_OUTLINE lanes_int shift_left(lanes_int x, int n) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) << n);
     return x;
 }
 template <int N>
 NIBBLE_INLINE lanes_int shift_left(lanes_int x) noexcept {
-    return shift_left_by(x, N);
+    return shift_left(x, N);
 }
 template <int N>
 NIBBLE_OUTLINE lanes_int shift_right(lanes_int x) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] >>= N;
     return x;
 }
-template <int N>
-NIBBLE_OUTLINE lanes_int shift_right_logical(lanes_int x) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> N);
+NIBBLE_OUTLINE lanes_int shift_right_logical(lanes_int x, int n) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> n);
     return x;
+}
+template <int N>
+NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x) noexcept {
+    return shift_right_logical(x, N);
 }
 /// (words >> Shift) & Mask.
 NIBBLE_OUTLINE lanes_int read_field(const std::uint8_t* p, int shift, std::int32_t mask) noexcept {
@@ -202,23 +208,19 @@ NIBBLE_OUTLINE lanes negate(lanes x) noexcept {
     return as_lanes(y);
 }
 
-NIBBLE_OUTLINE lanes load_half(const std::uint8_t* p) noexcept {
-    lane_array f;
-    for (int r = 0; r < 16; ++r) {
-        std::uint16_t u;
-        std::memcpy(&u, p + 2 * r, 2);
-        f.v[r] = fp16_to_float(u);
-    }
-    return from_array(f);
-}
-NIBBLE_OUTLINE lanes_int load_u16(const std::uint8_t* p) noexcept {
+NIBBLE_OUTLINE lanes_int load_u16(const void* p) noexcept {
+    std::uint16_t u[16];
+    std::memcpy(u, p, sizeof u);
     lanes_int x;
-    for (int r = 0; r < 16; ++r) {
-        std::uint16_t u;
-        std::memcpy(&u, p + 2 * r, 2);
-        x.v[r] = u;
-    }
+    for (int r = 0; r < 16; ++r) x.v[r] = u[r];
     return x;
+}
+NIBBLE_OUTLINE lanes load_half(const void* p) noexcept {
+    std::uint16_t u[16];
+    std::memcpy(u, p, sizeof u);
+    lane_array f;
+    for (int r = 0; r < 16; ++r) f.v[r] = fp16_to_float(u[r]);
+    return from_array(f);
 }
 NIBBLE_OUTLINE lanes_int load_u8(const std::uint8_t* p) noexcept {
     lanes_int x;
@@ -233,12 +235,18 @@ NIBBLE_OUTLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
     return x;
 }
 
-/// table[code].
-NIBBLE_OUTLINE lanes look_up(const float* table, int, lanes_int code) noexcept {
+/// table[code] of any size.
+NIBBLE_OUTLINE lanes gather(const float* table, lanes_int code) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) f.v[r] = table[code.v[r]];
     return from_array(f);
 }
+/// Floats through a table of 16 entries.
+struct float_table {
+    const float* entries;
+};
+NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {p}; }
+NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return gather(t.entries, code); }
 
 /// Bytes through a table of 16.
 struct byte_table {
@@ -354,6 +362,120 @@ NIBBLE_INLINE void store_u16(std::uint16_t* p, lanes_int x) noexcept {
 NIBBLE_INLINE void store_fp16(std::uint16_t* p, lanes x) noexcept {
     const lane_array f = to_array(x);
     for (int r = 0; r < 16; ++r) p[r] = float_to_fp16(f.v[r]);
+}
+
+// --- encoding and decoding -------------------------------------------------------------------------------------------
+
+NIBBLE_INLINE void prefetch(const void*) noexcept {}
+NIBBLE_INLINE void prefetch_to_write(const void*) noexcept {}
+
+/// Past the caches where there is a way, to 64-byte aligned memory; stream_end() before anyone else reads it.
+NIBBLE_INLINE void stream_words(std::uint8_t* p, lanes_int x) noexcept { std::memcpy(p, &x, sizeof x); }
+NIBBLE_INLINE void stream_end() noexcept {}
+
+NIBBLE_INLINE lanes divide(lanes x, lanes y) noexcept { return {x.a / y.a, x.b / y.b, x.c / y.c, x.d / y.d}; }
+NIBBLE_OUTLINE lanes_int smaller(lanes_int x, lanes_int y) noexcept {
+    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] < y.v[r] ? x.v[r] : y.v[r];
+    return x;
+}
+/// x, once it is rounded: stands between a product and a sum that must not become one fma.
+NIBBLE_INLINE lanes rounded(lanes x) noexcept { return x; }
+
+/// a < b ? x : y, signed.
+NIBBLE_OUTLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
+    for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] < b.v[r] ? -1 : 0;
+    return as_lanes(select(a, as_bits(x), as_bits(y)));
+}
+
+NIBBLE_OUTLINE float least(lanes x) noexcept {
+    float v[16];
+    store(v, x);
+    float m = v[0];
+    for (int r = 1; r < 16; ++r) m = v[r] < m ? v[r] : m;
+    return m;
+}
+NIBBLE_OUTLINE float greatest(lanes x) noexcept {
+    float v[16];
+    store(v, x);
+    float m = v[0];
+    for (int r = 1; r < 16; ++r) m = v[r] > m ? v[r] : m;
+    return m;
+}
+NIBBLE_OUTLINE std::int32_t greatest(lanes_int x) noexcept {
+    std::int32_t v[16];
+    std::memcpy(v, &x, sizeof v);
+    std::int32_t m = v[0];
+    for (int r = 1; r < 16; ++r) m = v[r] > m ? v[r] : m;
+    return m;
+}
+
+/// To nearest, ties to even, for x <= 2^17; what lies below -32768 becomes some integer there.
+NIBBLE_INLINE lanes_int round_to_int(lanes x) noexcept {
+    const lanes shifted = add(larger(x, set(-65536.0f)), set(12582912.0f));  // 1.5 * 2^23: the last bit is the unit
+    return subtract(as_bits(shifted), set_int(0x4b400000));
+}
+
+/// 16 bytes clamp(x + zero, lowest, highest), 0 <= zero, lowest, highest <= 255.
+NIBBLE_OUTLINE void store_codes(std::uint8_t* p, lanes_int x, int zero, int lowest, int highest) noexcept {
+    for (int r = 0; r < 16; ++r) {
+        const std::int32_t v = x.v[r] + zero;
+        p[r] = static_cast<std::uint8_t>(v < lowest ? lowest : v > highest ? highest : v);
+    }
+}
+/// p[i] = table[p[i]] of 16 bytes and 16 entries.
+NIBBLE_OUTLINE void map_bytes(const std::uint8_t* table, std::uint8_t* p) noexcept {
+    for (int r = 0; r < 16; ++r) p[r] = table[p[r]];
+}
+/// Finite floats to fp16, to nearest even, and fp16 to floats.
+NIBBLE_OUTLINE lanes_int to_fp16(lanes x) noexcept {
+    const lane_array f = to_array(x);
+    lanes_int h;
+    for (int r = 0; r < 16; ++r) h.v[r] = float_to_fp16(f.v[r]);
+    return h;
+}
+NIBBLE_OUTLINE lanes from_fp16(lanes_int x) noexcept {
+    lane_array f;
+    for (int r = 0; r < 16; ++r) f.v[r] = fp16_to_float(static_cast<std::uint16_t>(x.v[r]));
+    return from_array(f);
+}
+/// 16 doubles, each rounded once.
+NIBBLE_OUTLINE lanes load_doubles(const double* p) noexcept {
+    float v[16];
+    for (int r = 0; r < 16; ++r) {
+        double d;
+        std::memcpy(&d, p + r, sizeof d);
+        v[r] = static_cast<float>(d);
+    }
+    return load(v);
+}
+
+/// 15 ascending thresholds for count_below.
+struct thresholds_16 {
+    float t[15];
+};
+NIBBLE_INLINE thresholds_16 load_thresholds(const float* t) noexcept {
+    thresholds_16 s;
+    std::memcpy(s.t, t, sizeof s.t);
+    return s;
+}
+/// How many thresholds are below x.
+NIBBLE_OUTLINE lanes_int count_below(const thresholds_16& t, lanes x) noexcept {
+    float v[16];
+    store(v, x);
+    std::int32_t n[16];
+    for (int r = 0; r < 16; ++r) {
+        n[r] = 0;
+        for (int i = 0; i < 15; ++i) n[r] += v[r] > t.t[i] ? 1 : 0;
+    }
+    lanes_int y;
+    std::memcpy(&y, n, sizeof y);
+    return y;
+}
+
+/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
+NIBBLE_OUTLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int c = 0; c < 16; ++c)
+        for (int r = 0; r < 16; ++r) std::memcpy(to + c * to_stride + 4 * r, from + r * from_stride + 4 * c, 4);
 }
 
 #undef NIBBLE_OUTLINE

@@ -4,5 +4,7 @@
 #include "chain.inl.hpp"
 #include "scales.inl.hpp"
 #include "round.inl.hpp"
-#include "table.inl.hpp"
 #include "epilogue.inl.hpp"
+#include "encode.inl.hpp"
+#include "decode.inl.hpp"
+#include "table.inl.hpp"

@@ -16,16 +16,16 @@ NIBBLE_INLINE lanes_int integer_line(const std::uint8_t* p, int bits, bool share
         done = 8;
     }
     if ((bits & 4) != 0) {
-        u = bit_or(u, shift_left_by(lane_plane<4>(p), done));
+        u = bit_or(u, shift_left(lane_plane<4>(p), done));
         p += 8;
         done += 4;
     }
     if ((bits & 2) != 0) {
-        u = bit_or(u, shift_left_by(lane_plane<2>(p), done));
+        u = bit_or(u, shift_left(lane_plane<2>(p), done));
         p += 4;
         done += 2;
     }
-    if ((bits & 1) != 0) u = bit_or(u, shift_left_by(lane_plane<1>(p), done));
+    if ((bits & 1) != 0) u = bit_or(u, shift_left(lane_plane<1>(p), done));
     return u;
 }
 
@@ -132,8 +132,8 @@ NIBBLE_INLINE void expand_nested(const scale_source& s, std::ptrdiff_t first, st
     for (std::ptrdiff_t i = 0; i < count; ++i, --stays) {
         if (stays == 0) stays = nested_line(s, first + i, absmax);
         const lanes_int u = integer_line<8>(s.scales + (first + i) * s.scale_line, 8, s.shared);
-        const lanes product = multiply(look_up(signed_dynamic_map.values.data(), 256, u), load(absmax));
-        const lanes value = plus(product, set(s.tensor_scale));
+        const lanes product = multiply(gather(signed_dynamic_map.values.data(), u), load(absmax));
+        const lanes value = add(product, set(s.tensor_scale));
         put_scale(e, i, value);
         if (s.offset_bits > 0)
             put_offset(e, i, value, to_lanes(integer_line<0>(s.offsets + (first + i) * s.offset_line, s.offset_bits, s.shared)));

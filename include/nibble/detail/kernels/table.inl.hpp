@@ -4,10 +4,11 @@ inline constexpr kernel_table kernels = {
     &digit_kernels_of<narrow_kind>,
     &digit_kernels_of<wide_kind>,
     &unpack_quads,
-    &read_quads,
     &expand_lines,
     &largest_magnitude_bits,
     &round_values,
     value_columns,
     &multiply_values,
+    {&scan<false>, &scan<true>, &invert, &round_scales, &encode, &encode_fp16_row, &encode_bf16_row, &pack, &decode, &transpose_words,
+     &load_fp16_row, &load_bf16_row, &load_f64_row},
 };

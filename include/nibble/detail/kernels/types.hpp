@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec_types.hpp"
+
 namespace nibble::inline NIBBLE_ABI::detail {
 
 /// Where the scales and offsets of one panel lie and what they mean (scale.hpp). Made by qmatrix::scale_source_of.
@@ -100,10 +102,6 @@ struct kernel_table {
     /// bytes where one is given.
     void (*unpack)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const std::uint8_t* table,
                    std::uint8_t* out) noexcept;
-    /// Lines of floats of the positions 4 * first .. 4 * (first + quads) - 1 of a panel; codes of at most 8 bits. table: the
-    /// value of every code, of at least 16 entries; null: the code itself.
-    void (*read)(const std::uint8_t* panel, int bits, std::ptrdiff_t first, std::ptrdiff_t quads, const float* table,
-                 float* values) noexcept;
     /// Groups [first, first + count) of a panel as lines: scale * unit; the offset, or with `fold` -(scale * offset).
     void (*expand)(const scale_source&, std::ptrdiff_t first, std::ptrdiff_t count, float unit, bool fold, float* scale, float* offset) noexcept;
     /// Largest |x| as integer bits: at least 0x7f800000 if there is a NaN or Inf.
@@ -112,6 +110,7 @@ struct kernel_table {
     rounded_stats (*round)(const float* x, std::ptrdiff_t n, float inv, float limit, std::int32_t* q) noexcept;
     int value_columns;             // of a full tile of `chain`
     void (*chain)(const value_run&, const column_tile&) noexcept;
+    codec_kernels codec;
 };
 
 }  // namespace nibble::detail

@@ -1,0 +1,258 @@
+// The run of quantize(): ranges, rules, stored scales, codes, cells.
+#pragma once
+
+#include "codec.hpp"
+#include "row_reader.hpp"
+#include "scale_writer.hpp"
+
+namespace nibble::inline NIBBLE_ABI::detail {
+
+NIBBLE_FP_BEGIN
+
+/// The codes of one group: the rule's own, or the contract's.
+inline void encode_group(const quantize_plan& plan, const group_view& g, group_scale s, std::uint8_t* codes) {
+    if (plan.rule.encode != nullptr) {
+        plan.rule.encode(plan.rule.self, g, s, codes);
+        return;
+    }
+    const float inv = inverse(s.scale);
+    for (std::size_t i = 0; i < g.x.size(); ++i)
+        codes[i] = static_cast<std::uint8_t>(encode_weight(g.format, plan.rule.offset, g.x[i], inv, s.offset));
+}
+
+struct range {
+    float low = 0.0f;
+    float high = 0.0f;
+};
+
+[[nodiscard]] inline range range_of(std::span<const float> x) noexcept {
+    if (x.empty()) return {};
+    float low = x[0];
+    float high = x[0];
+    for (const float v : x) {
+        low = v < low ? v : low;
+        high = v > high ? v : high;
+    }
+    return {low, high};
+}
+
+/// Group g of a whole row.
+[[nodiscard]] inline group_view group_of_row(const layout& l, index g, std::span<const float> row,
+                                             std::span<const float> importance, float row_squares, const code_format& f) noexcept {
+    const auto first = static_cast<std::size_t>(l.group_begin(g));
+    const auto count = static_cast<std::size_t>(l.group_end(g)) - first;
+    group_view v{row.subspan(first, count), {}, f, row, l.group_begin(g), 0.0f};
+    if (!importance.empty()) {
+        v.importance = importance.subspan(first, count);
+        v.row_sum_squares = row_squares;
+    }
+    return v;
+}
+
+/// What the rule proposes for a group; a searching rule also writes the codes that it found.
+inline group_scale choose_group(const quantize_plan& plan, const group_view& v, std::uint8_t* codes) {
+    if (plan.rule.from_range != nullptr) {
+        const range r = range_of(v.x);
+        group_scale s;
+        plan.rule.from_range(plan.rule.self, &r.low, &r.high, 1, *plan.format, &s.scale, &s.offset);
+        return s;
+    }
+    return plan.rule.from_values(plan.rule.self, v, codes);
+}
+
+/// The weight of a group's scale in the search for its super-scale: the sum of the weights of its elements, as the ggml
+/// rules have them.
+[[nodiscard]] inline float importance_sum(const group_view& v) {
+    if (v.x.size() > ggml_max_group) return 0.0f;
+    float w[ggml_max_group];
+    if (v.format.bits == 6) {
+        for (std::size_t i = 0; i < v.x.size(); ++i) w[i] = v.importance[i];
+    } else {
+        const float squares = super_block_squares(v);
+        importance_weights(v, v.format.bits == 2 ? squares / 256.0f : 2.0f * squares / 256.0f, w);
+    }
+    float sum = 0.0f;
+    for (std::size_t i = 0; i < v.x.size(); ++i) sum += w[i];
+    return sum;
+}
+
+/// One run of quantize(). Rows go one by one through range, rule and scale writer to codes, while they are in the cache;
+/// 16 rows of codes become the cells of a panel.
+class quantization {
+public:
+    quantization(const const_view& w, const quantize_plan& plan, const quantize_options& options)
+        : w_(w), plan_(plan), options_(options), scheme_(options.scale.value_or(plan.scale)),
+          builder_(w.rows, w.cols, plan.format, scheme_, plan.rule.offset, plan.group, plan.name, initial_codes::unset),
+          writer_(builder_, plan, scheme_), rows_(w, options.non_finite, builder_.layout().group, plan.rule.symmetric),
+          stride_(ceil_div(builder_.layout().positions() * (plan.format->bits > 8 ? 2 : 1), 64) * 64 + 64),
+          codes_(static_cast<std::size_t>(panel_rows * stride_)), inverse_(static_cast<std::size_t>(builder_.layout().groups)) {}
+
+    [[nodiscard]] NIBBLE_NOINLINE qmatrix run() && {
+        const layout& l = builder_.layout();
+        if (plan_.format->decode == decode_class::wide) {
+            for (index n = 0; n < l.rows; ++n) encode_wide(n);
+            return std::move(builder_).finish();
+        }
+        encoder_known_ = plan_.rule.encode == nullptr && make_encoder(*plan_.format, plan_.rule.offset, encoder_);
+        const bool whole_tensor =
+            scheme_.storage == scale_storage::e4m3_f32 || scheme_.storage == scale_storage::double_quantized;
+        const index block = whole_tensor ? l.rows : l.block_rows;
+        scale_.resize(static_cast<std::size_t>((std::min)(block, l.rows) * l.groups));
+        offset_.resize(scale_.size());
+        if (!options_.importance.empty() && scheme_.storage == scale_storage::two_level) weight_.resize(scale_.size());
+        for (index first = 0; first < l.rows; first += block) {
+            const index rows = (std::min)(block, l.rows - first);
+            for (index n = first; n < first + rows && l.block_rows == 1; ++n) choose_row(n, n - first);
+            for (index top = first; top < first + rows && l.block_rows != 1; top += l.block_rows)
+                choose_block(top, (std::min)(top + l.block_rows, first + rows), first);
+            writer_.store(first, rows, scale_.data(), offset_.data(), weight_.empty() ? nullptr : weight_.data(), amax_);
+            for (index n = first; n < first + rows; ++n) encode_row(n, n - first, rows > 1 || l.block_rows != 1);
+        }
+        return std::move(builder_).finish();
+    }
+
+private:
+    static constexpr index streamed = index{1} << 22;  // bytes of codes that would push everything else out of the caches
+
+    [[nodiscard]] group_view view_of(std::span<const float> row, index g) const noexcept {
+        return group_of_row(builder_.layout(), g, row, options_.importance, row_squares_, *plan_.format);
+    }
+    [[nodiscard]] std::uint8_t* codes_of(index n) noexcept { return codes_.data() + n % panel_rows * stride_; }
+
+    /// Groups of one row: proposals for row n, which is row `at` of the block.
+    void choose_row(index n, index at) {
+        const layout& l = builder_.layout();
+        const std::span<const float> row = rows_.scan(n);
+        amax_ = (std::max)(amax_, rows_.amax());
+        float* scale = scale_.data() + at * l.groups;
+        float* offset = offset_.data() + at * l.groups;
+        if (!options_.importance.empty()) row_squares_ = sum_of_squares(row);
+        if (plan_.rule.from_range != nullptr)
+            plan_.rule.from_range(plan_.rule.self, rows_.low(), rows_.high(), inverse_.size(), *plan_.format, scale, offset);
+        for (index g = 0; g < l.groups && (plan_.rule.from_range == nullptr || !weight_.empty()); ++g) {
+            const group_view v = view_of(row, g);
+            if (plan_.rule.from_range == nullptr) {
+                const group_scale s = plan_.rule.from_values(plan_.rule.self, v, codes_of(n) + g * l.padded_group);
+                scale[g] = s.scale;
+                offset[g] = s.offset;
+            }
+            if (!weight_.empty()) weight_[static_cast<std::size_t>(at * l.groups + g)] = importance_sum(v);
+        }
+    }
+
+    /// Groups that span rows [top, bottom): one proposal for each.
+    void choose_block(index top, index bottom, index first) {
+        const layout& l = builder_.layout();
+        std::vector<float> scale(inverse_.size()), offset(inverse_.size()), low, high;
+        for (index n = top; n < bottom && (plan_.rule.from_range != nullptr || scheme_.storage == scale_storage::e4m3_f32); ++n) {
+            rows_.scan(n);
+            amax_ = (std::max)(amax_, rows_.amax());
+            if (n == top) {
+                low.assign(rows_.low(), rows_.low() + l.groups);
+                high.assign(rows_.high(), rows_.high() + l.groups);
+            }
+            for (std::size_t g = 0; g < low.size(); ++g) {
+                low[g] = (std::min)(low[g], rows_.low()[g]);
+                high[g] = (std::max)(high[g], rows_.high()[g]);
+            }
+        }
+        if (plan_.rule.from_range != nullptr) {
+            plan_.rule.from_range(plan_.rule.self, low.data(), high.data(), low.size(), *plan_.format, scale.data(), offset.data());
+        } else {
+            for (index g = 0; g < l.groups; ++g) {
+                const group_scale s = search_block(top, bottom, g);
+                scale[static_cast<std::size_t>(g)] = s.scale;
+                offset[static_cast<std::size_t>(g)] = s.offset;
+            }
+        }
+        for (index n = top; n < bottom; ++n) {
+            std::copy(scale.begin(), scale.end(), scale_.begin() + (n - first) * l.groups);
+            std::copy(offset.begin(), offset.end(), offset_.begin() + (n - first) * l.groups);
+        }
+    }
+
+    group_scale search_block(index top, index bottom, index g) {
+        const layout& l = builder_.layout();
+        const index width = l.group_end(g) - l.group_begin(g);
+        block_.resize(static_cast<std::size_t>(checked_product(bottom - top, width)));
+        load_block(w_, top, bottom - top, l.group_begin(g), width, block_.data(), width);
+        for (std::size_t i = 0; i < block_.size(); ++i) {  // few enough: the scan by row names the right element
+            if (finite_in_memory(&block_[i])) continue;
+            const std::span<const float> row = rows_.scan(top + static_cast<index>(i) / width);
+            block_[i] = row[static_cast<std::size_t>(l.group_begin(g) + static_cast<index>(i) % width)];
+        }
+        block_importance_.clear();
+        if (!options_.importance.empty())
+            for (index n = top; n < bottom; ++n)
+                block_importance_.insert(block_importance_.end(), options_.importance.begin() + l.group_begin(g),
+                                         options_.importance.begin() + l.group_end(g));
+        std::vector<std::uint8_t> codes(block_.size());
+        const group_view v{block_, block_importance_, *plan_.format, {}, l.group_begin(g), 0.0f};
+        return plan_.rule.from_values(plan_.rule.self, v, codes.data());
+    }
+
+    /// The codes of row n, which is row `at` of the block, against the stored scales; `again` if other rows were read since.
+    void encode_row(index n, index at, bool again) {
+        const layout& l = builder_.layout();
+        const std::span<const float> row = again ? rows_.get(n) : rows_.current();
+        const float* scale = scale_.data() + at * l.groups;
+        const float* offset = offset_.data() + at * l.groups;
+        if (encoder_known_) {
+            kernels_.invert(scale, l.groups, inverse_.data());
+            kernels_.encode(encoder_, {row.data(), l.cols, l.group, l.padded_group, inverse_.data(), offset, codes_of(n), rows_.ahead(n + 1)});
+        } else {
+            if (!options_.importance.empty()) row_squares_ = sum_of_squares(row);
+            for (index g = 0; g < l.groups; ++g) {
+                const group_view v = view_of(row, g);
+                std::uint8_t* to = codes_of(n) + g * l.padded_group;
+                const bool found_before = plan_.rule.from_values != nullptr && plan_.rule.encode != nullptr && l.block_rows == 1;
+                if (again && found_before) plan_.rule.from_values(plan_.rule.self, v, to);  // the search's codes were not kept
+                if (l.block_rows != 1) std::fill_n(to, v.x.size(), std::uint8_t{0});  // a search has left none here
+                else if (plan_.rule.keeps_codes != nullptr && plan_.rule.keeps_codes(plan_.rule.self, v)) continue;
+                encode_group(plan_, v, {scale[g], offset[g]}, to);
+            }
+        }
+        pack_after(n);
+    }
+
+    void encode_wide(index n) {
+        const std::span<const float> row = rows_.scan(n);
+        const code_format& f = *plan_.format;
+        auto* codes = reinterpret_cast<std::uint16_t*>(codes_of(n));
+        if (f.encode == &encode_fp16) kernels_.encode_fp16(row.data(), builder_.layout().cols, codes);
+        else if (f.encode == &encode_bf16) kernels_.encode_bf16(row.data(), builder_.layout().cols, codes);
+        else for (std::size_t k = 0; k < row.size(); ++k) codes[k] = static_cast<std::uint16_t>(f.encode(f, row[k]));
+        pack_after(n);
+    }
+
+    /// Writes the panel whose last row is n.
+    void pack_after(index n) {
+        const layout& l = builder_.layout();
+        if (n + 1 == l.rows)
+            for (index r = n % panel_rows + 1; r < panel_rows; ++r) std::fill_n(codes_of(r), stride_, std::uint8_t{0});
+        else if (n % panel_rows != panel_rows - 1) return;
+        kernels_.pack(codes_.data(), stride_, l.bits, builder_.panel(n / panel_rows), l.panel_bytes, l.scales_at >= streamed);
+    }
+
+    const_view w_;
+    const quantize_plan& plan_;
+    const quantize_options& options_;
+    scale_scheme scheme_;
+    qmatrix_builder builder_;
+    scale_writer writer_;
+    row_reader rows_;
+    const codec_kernels& kernels_ = active_kernels().codec;
+    encoder encoder_{};
+    bool encoder_known_ = false;
+    index stride_;                      // of 16 rows of codes by position; not a power of two, which would share cache sets
+    std::vector<std::uint8_t> codes_;
+    std::vector<float> inverse_;        // of the scales of a row
+    std::vector<float> scale_, offset_, weight_;  // [row of the block][group]
+    std::vector<float> block_, block_importance_;
+    float amax_ = 0.0f;
+    float row_squares_ = 0.0f;
+};
+
+NIBBLE_FP_END
+
+}  // namespace nibble::detail
