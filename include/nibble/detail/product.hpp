@@ -152,8 +152,11 @@ public:
         : w_(&w), kernels_(&active_kernels()), path_(path), m_(columns), blocks_(w.layout().group, w.cols()) {
         map_ = integers_of_path();
         kind_ = prefers_narrow(map_.largest, path.digits) ? kernels_->narrow : kernels_->wide;
-        panels_ = path.digits > 0 ? kernels_->panels : 1;
-        tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : kernels_->value_columns;
+        // 16-entry tables are looked up in registers for few columns, where cells and sub-blocks agree.
+        by_table_ = path.digits == 0 && !path.strict && w.layout().bits == 4 && m_ <= 2 * table_columns && w.layout().group % 8 == 0 &&
+                    w.cols() % 8 == 0;
+        panels_ = path.digits > 0 ? kernels_->panels : by_table_ ? table_panels : 1;
+        tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : by_table_ ? table_columns : kernels_->value_columns;
         stream_bytes_ = path.digits > 0 ? kind_->stream_bytes[path.digits - 1] : 16;
         decodes_ = make_decoder(w.format(), path.strict ? w.offset_type() : offset_kind::none, decoder_, table_);
         has_table_ = decoder_.table == table_;
@@ -215,7 +218,7 @@ public:
         const index panels = w_->layout().panels;
         for (index p = first * panels_; p < (std::min)(last * panels_, panels); p += panels_) {
             std::memset(s.accumulator, 0, static_cast<std::size_t>(panels_ * 16 * m_) * 4);
-            for (index b = 0; b < blocks_.count();) b += path_.digits > 0 ? multiply_digits(p, b, s) : multiply_values(p, b, s);
+            for (index b = 0; b < blocks_.count();) b += path_.digits > 0 ? multiply_digits(p, b, s) : by_table_ ? multiply_table(p, b, s) : multiply_values(p, b, s);
             for (int v = 0; v < panels_ && p + v < panels; ++v) {
                 const index row = (p + v) * panel_rows;
                 const index live = (std::min)(panel_rows, w_->rows() - row);
@@ -345,6 +348,36 @@ private:
         return count;
     }
 
+    /// The products of a run of sub-blocks through a 16-entry table; returns how many.
+    index multiply_table(index panel, index b, const task_scratch& s) const noexcept {
+        const layout& l = w_->layout();
+        const index position = blocks_.position(b);
+        const index count = run_length(b, task_scratch::scale_lines);
+        const index last = (std::min)(index{panels_}, l.panels - panel);
+        table_run run;
+        run.cells = w_->panel(panel) + position / 8 * 64;
+        run.panel_step = last > 1 ? l.panel_bytes : 0;
+        run.blocks = count;
+        run.cells_of_block = blocks_.length(b) / 8;
+        run.table = w_->format().values;
+        run.scale = s.scale;
+        run.scale_panel = last > 1 ? task_scratch::scale_lines * 16 : 0;
+        for (index v = 0; v < last; ++v)
+            run.scale_step = expand(panel + v, b, count, 1.0f, s.scale + v * task_scratch::scale_lines * 16, s.offset);
+        for (index j = 0; j < m_;) {
+            const int columns = tile_columns(tile_, m_ - j);
+            column_tile c{};
+            c.streams = streams_ + 4 * (j * blocks_.positions() + position * columns);
+            c.scale = scale_ + j * blocks_.count() + b * columns;
+            c.accumulator = s.accumulator + 16 * j;
+            c.accumulator_panel = 16 * m_;
+            c.columns = columns;
+            kernels_->table_chain(run, c);
+            j += columns;
+        }
+        return count;
+    }
+
     /// The float products of one sub-block.
     index multiply_values(index panel, index b, const task_scratch& s) const noexcept {
         const code_format& f = w_->format();
@@ -400,6 +433,7 @@ private:
     index stream_bytes_ = 0;
     decoder decoder_{};
     bool decodes_ = false;
+    bool by_table_ = false;
     bool has_table_ = false;
     float table_[16] = {};
     std::uint8_t* streams_ = nullptr;

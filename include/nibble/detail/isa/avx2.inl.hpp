@@ -146,6 +146,7 @@ NIBBLE_INLINE __m256 look_up_half(float_table t, __m256i code) noexcept {
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, code), _mm256_permutevar8x32_ps(t.high, code),
                             _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
 }
+/// Only the low four bits of a code count.
 NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {look_up_half(t, code.a), look_up_half(t, code.b)}; }
 
 /// Bytes through a table of 16.
@@ -319,4 +320,20 @@ NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_strid
             _mm256_storeu_pd(reinterpret_cast<double*>(out + 3 * to_stride), _mm256_unpackhi_pd(t1, t3));
         }
     }
+}
+
+/// The largest byte (u + add) & mask of `quads` lines of 64 bytes u.
+NIBBLE_INLINE int largest_byte(const std::uint8_t* bytes, std::ptrdiff_t quads, int add, int mask) noexcept {
+    const __m256i adder = _mm256_set1_epi8(static_cast<char>(add));
+    const __m256i masked = _mm256_set1_epi8(static_cast<char>(mask));
+    __m256i most = _mm256_setzero_si256();
+    for (std::ptrdiff_t i = 0; i < 2 * quads; ++i) {
+        const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + 32 * i));
+        most = _mm256_max_epu8(most, _mm256_and_si256(_mm256_add_epi8(u, adder), masked));
+    }
+    std::uint8_t all[32];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), most);
+    int largest = 0;
+    for (const std::uint8_t u : all) largest = u > largest ? u : largest;
+    return largest;
 }

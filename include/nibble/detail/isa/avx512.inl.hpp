@@ -119,6 +119,7 @@ struct float_table {
     __m512 entries;
 };
 NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
+/// Only the low four bits of a code count.
 NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {_mm512_maskz_permutexvar_ps(every_lane, code.v, t.entries)}; }
 
 /// Bytes through a table of 16.
@@ -294,4 +295,18 @@ NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_strid
         _mm512_storeu_ps(to + (8 + j) * to_stride, odd_quads(a, c));
         _mm512_storeu_ps(to + (12 + j) * to_stride, odd_quads(b, d));
     }
+}
+
+/// The largest byte (u + add) & mask of `quads` lines of 64 bytes u.
+NIBBLE_INLINE int largest_byte(const std::uint8_t* bytes, std::ptrdiff_t quads, int add, int mask) noexcept {
+    const __m512i adder = _mm512_set1_epi8(static_cast<char>(add));
+    const __m512i masked = _mm512_set1_epi8(static_cast<char>(mask));
+    __m512i most = _mm512_setzero_si512();
+    for (std::ptrdiff_t i = 0; i < quads; ++i)
+        most = _mm512_max_epu8(most, _mm512_and_si512(_mm512_add_epi8(_mm512_loadu_si512(bytes + 64 * i), adder), masked));
+    std::uint8_t all[64];
+    _mm512_storeu_si512(all, most);
+    int largest = 0;
+    for (const std::uint8_t u : all) largest = u > largest ? u : largest;
+    return largest;
 }

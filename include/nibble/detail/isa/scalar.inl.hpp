@@ -246,7 +246,8 @@ struct float_table {
     const float* entries;
 };
 NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {p}; }
-NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return gather(t.entries, code); }
+/// Only the low four bits of a code count.
+NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return gather(t.entries, bit_and(code, 15)); }
 
 /// Bytes through a table of 16.
 struct byte_table {
@@ -476,6 +477,16 @@ NIBBLE_OUTLINE lanes_int count_below(const thresholds_16& t, lanes x) noexcept {
 NIBBLE_OUTLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
     for (int c = 0; c < 16; ++c)
         for (int r = 0; r < 16; ++r) std::memcpy(to + c * to_stride + 4 * r, from + r * from_stride + 4 * c, 4);
+}
+
+/// The largest byte (u + add) & mask of `quads` lines of 64 bytes u.
+NIBBLE_OUTLINE int largest_byte(const std::uint8_t* bytes, std::ptrdiff_t quads, int add, int mask) noexcept {
+    int most = 0;
+    for (std::ptrdiff_t i = 0; i < 64 * quads; ++i) {
+        const int u = (bytes[i] + add) & mask;
+        most = u > most ? u : most;
+    }
+    return most;
 }
 
 #undef NIBBLE_OUTLINE

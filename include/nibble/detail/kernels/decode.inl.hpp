@@ -13,11 +13,11 @@ NIBBLE_INLINE lanes minifloat_value(const decoder& d, lanes_int code) noexcept {
 }
 
 template <line_rule Rule, int J>
-NIBBLE_INLINE void decode_line(const decoder& d, float_table table, lanes_int words, bool special, lanes s, lanes o, float* out) noexcept {
+NIBBLE_INLINE void decode_line(const decoder& d, float_table table, lanes_int words, lanes s, lanes o, float* out) noexcept {
     const lanes_int code = bit_and(shift_right_logical<8 * J>(words), 0xff);
     lanes v;
     if constexpr (Rule == line_rule::table_16) v = look_up(table, code);
-    else if constexpr (Rule == line_rule::minifloat) v = special ? gather(d.table, code) : minifloat_value(d, code);
+    else if constexpr (Rule == line_rule::minifloat) v = minifloat_value(d, code);
     else if constexpr (Rule == line_rule::table) v = gather(d.table, code);
     else if constexpr (Rule == line_rule::plain) v = add(multiply(to_lanes(code), set(d.step)), set(d.base));  // both exact
     else v = to_lanes(code);
@@ -28,17 +28,9 @@ NIBBLE_INLINE void decode_line(const decoder& d, float_table table, lanes_int wo
 }
 
 template <line_rule Rule, int... J>
-NIBBLE_INLINE void decode_quad(const decoder& d, float_table table, lanes_int words, bool special, lanes s, lanes o, float* out,
+NIBBLE_INLINE void decode_quad(const decoder& d, float_table table, lanes_int words, lanes s, lanes o, float* out,
                                std::ptrdiff_t stride, std::integer_sequence<int, J...>) noexcept {
-    (decode_line<Rule, J>(d, table, words, special, s, o, out + J * stride), ...);
-}
-
-/// Whether one of the codes of a quad is special.
-template <int... J>
-NIBBLE_INLINE bool any_special(const decoder& d, lanes_int words, std::integer_sequence<int, J...>) noexcept {
-    lanes_int most = zero_int();
-    ((most = larger(most, bit_and(add(bit_and(shift_right_logical<8 * J>(words), 0xff), set_int(d.special_add)), d.special_mask))), ...);
-    return greatest(most) > d.special_above;
+    (decode_line<Rule, J>(d, table, words, s, o, out + J * stride), ...);
 }
 
 /// Weights of quads that are unpacked to bytes.
@@ -54,9 +46,7 @@ NIBBLE_NOINLINE inline void decode_bytes(decoder d, const std::uint8_t* bytes, s
         if (stride > 16)
             for (int j = 0; j < 4; ++j) prefetch_to_write(out + (8 + j) * stride);
         const lanes_int words = load_words(bytes + 64 * q);
-        bool special = false;
-        if constexpr (Rule == line_rule::minifloat) special = any_special(d, words, all());
-        decode_quad<Rule>(d, table, words, special, s, o, out, stride, all());
+        decode_quad<Rule>(d, table, words, s, o, out, stride, all());
     }
 }
 
@@ -84,7 +74,8 @@ NIBBLE_NOINLINE inline void decode(const decoder& d, const std::uint8_t* panel, 
         const std::ptrdiff_t n = quads - done < most ? quads - done : most;
         unpack_quads(panel, d.bits, first + done, n, nullptr, bytes);
         if (d.table != nullptr && d.bits <= 4) decode_bytes<table_16>(d, bytes, n, scale, offset, out, stride);
-        else if (d.mantissa_bits > 0) decode_bytes<minifloat>(d, bytes, n, scale, offset, out, stride);
+        else if (d.mantissa_bits > 0 && largest_byte(bytes, n, d.special_add, d.special_mask) <= d.special_above)
+            decode_bytes<minifloat>(d, bytes, n, scale, offset, out, stride);
         else if (d.table != nullptr) decode_bytes<table>(d, bytes, n, scale, offset, out, stride);
         else if (d.subtracts) decode_bytes<subtracted>(d, bytes, n, scale, offset, out, stride);
         else if (d.adds) decode_bytes<added>(d, bytes, n, scale, offset, out, stride);

@@ -85,6 +85,18 @@ struct value_run {
     std::ptrdiff_t scale_step;
 };
 
+/// Products of 4-bit codes through a table of floats, for few columns: two panels at once, codes in registers.
+struct table_run {
+    const std::uint8_t* cells;     // of the first sub-block
+    std::ptrdiff_t panel_step;     // bytes
+    std::ptrdiff_t blocks;
+    std::ptrdiff_t cells_of_block;
+    const float* table;            // 16 values
+    const float* scale;            // lines
+    std::ptrdiff_t scale_step;
+    std::ptrdiff_t scale_panel;
+};
+
 /// What is known of one sub-block of one column after rounding it to integers.
 struct rounded_stats {
     std::int32_t total;            // sum of q
@@ -92,6 +104,10 @@ struct rounded_stats {
     std::int32_t largest;          // |q|
     std::int32_t nonzero;          // of x
 };
+
+/// Columns and panels of a full tile of table_chain.
+inline constexpr int table_columns = 2;
+inline constexpr int table_panels = 2;
 
 /// The kernels of one instruction-set level.
 struct kernel_table {
@@ -110,6 +126,7 @@ struct kernel_table {
     rounded_stats (*round)(const float* x, std::ptrdiff_t n, float inv, float limit, std::int32_t* q) noexcept;
     int value_columns;             // of a full tile of `chain`
     void (*chain)(const value_run&, const column_tile&) noexcept;
+    void (*table_chain)(const table_run&, const column_tile&) noexcept;  // tiles of at most table_columns
     codec_kernels codec;
 };
 
