@@ -10,6 +10,7 @@
 #include <span>
 
 #include "detail/run_products.hpp"
+#include "detail/transposed_product.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
 
@@ -84,6 +85,11 @@ inline void gemm(const qmatrix& w, const prepared_activations& x, const output_v
 /// share memory; that they do not is the caller's business. Throws what gemm throws, naming the call.
 NIBBLE_API void gemm(std::span<const gemm_call> calls, const gemm_options& options = {});
 
+/// z = w^T y, y is N x M and z is K x M: the gradient of a product with respect to its activations. Always fp32 fma on
+/// decoded weights, n ascending (class strict_f32, also when the options say f32); a8 and a16 are errc::unsupported. A
+/// bias has K elements. Throws errc::shape_mismatch with the shapes, errc::overlap if z shares memory with y or w.
+NIBBLE_API void gemm(const transposed_qmatrix& w, const const_view& y, const output_view& z, const gemm_options& options = {});
+
 /// How many columns of X (K x M) a product with w sends to strict_f32 because its class cannot carry them (see
 /// activations.hpp).
 [[nodiscard]] NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options = {});
@@ -101,6 +107,33 @@ inline void run_products(std::span<const product_call> calls, const gemm_options
 
 [[nodiscard]] inline output make_output(const output_view& y, const bias_view& bias, const gemm_options& options) noexcept {
     return {y, bias.given() ? &bias : nullptr, options.activation, options.accumulate};
+}
+
+inline void run_transposed(const qmatrix& w, const const_view& y, const output& to, const gemm_options& options) {
+    workspace own;
+    workspace& memory = options.workspace != nullptr ? *options.workspace : own;
+    executor& threads = options.executor != nullptr ? *options.executor : serial();
+    transposed_product p(w, y.cols);
+    const index tasks = (std::max)(index{1}, (std::min)(index{threads.concurrency()}, p.slabs()));
+    std::span<transposed_product::scratch> scratch;
+    lay_out(memory, [&](arena& a) {
+        p.lay_out(a);
+        scratch = a.take<transposed_product::scratch>(tasks);
+        for (index t = 0; t < tasks; ++t) {
+            transposed_product::scratch s;
+            p.lay_out(a, s);
+            if (!scratch.empty()) scratch[static_cast<std::size_t>(t)] = s;
+        }
+    });
+    threads.parallel_for(tasks, [&](index t) {
+        const fp_environment environment;
+        for (index j = p.columns() * t / tasks; j < p.columns() * (t + 1) / tasks; ++j)
+            p.take_column(j, {y.at(0, j), y.type, y.rows, 1, y.row_stride, y.col_stride}, scratch[static_cast<std::size_t>(t)]);
+    });
+    threads.parallel_for(tasks, [&](index t) {
+        const fp_environment environment;
+        for (index s = p.slabs() * t / tasks; s < p.slabs() * (t + 1) / tasks; ++s) p.run(s, scratch[static_cast<std::size_t>(t)], to);
+    });
 }
 
 }  // namespace detail
@@ -131,6 +164,26 @@ NIBBLE_API void gemm(std::span<const gemm_call> calls, const gemm_options& optio
         products.push_back({&c.w, &c.x, nullptr, detail::make_output(c.y, c.bias, options), detail::path_of(c.w.format(), options.compute)});
     }
     detail::run_products(products, options);
+}
+
+NIBBLE_API void gemm(const transposed_qmatrix& t, const const_view& y, const output_view& z, const gemm_options& options) {
+    const qmatrix& w = t.matrix;
+    const auto bad = [&](errc code, const std::string& what) {
+        detail::fail(code, "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", Y is " + detail::shape_text(y.rows, y.cols) + ", " + what);
+    };
+    if (y.rows != w.rows()) bad(errc::shape_mismatch, "so W^T Y has no meaning");
+    if (z.rows != w.cols() || z.cols != y.cols)
+        bad(errc::shape_mismatch, "so Z must be " + detail::shape_text(w.cols(), y.cols) + ", but it is " + detail::shape_text(z.rows, z.cols));
+    if (options.compute == compute::a8 || options.compute == compute::a16)
+        bad(errc::unsupported, std::string("and ") + name_of(options.compute) + " does not exist for W^T Y; use strict_f32");
+    if (z.type == scalar_type::f64) bad(errc::unsupported, "and Z is double; products are written as float, fp16 or bf16");
+    if (options.bias.given() && options.bias.size() != w.cols())
+        bad(errc::shape_mismatch, "and the bias has " + std::to_string(options.bias.size()) + " elements, not " + std::to_string(w.cols()));
+    if ((y.data == nullptr && y.rows != 0 && y.cols != 0) || (z.data == nullptr && z.rows != 0 && z.cols != 0))
+        bad(errc::invalid_argument, "and a pointer is null");
+    if (detail::overlaps(detail::bytes_of(y), detail::bytes_of(z)) || detail::overlaps({w.data(), w.data() + w.memory_bytes()}, detail::bytes_of(z)))
+        bad(errc::overlap, "and Z shares memory with W or Y");
+    detail::run_transposed(w, y, detail::make_output(z, options.bias, options), options);
 }
 
 NIBBLE_API index strict_columns(const qmatrix& w, const const_view& x, const gemm_options& options) {
@@ -166,6 +219,20 @@ template <eigen_expression X>
     Eigen::Matrix<float, Eigen::Dynamic, X::ColsAtCompileTime> y(w.rows(), x.cols());
     gemm(w, x, y);
     return y;
+}
+
+template <eigen_expression X, class Y>
+    requires eigen_expression<std::remove_cvref_t<Y>>
+void gemm(const transposed_qmatrix& w, const Eigen::DenseBase<X>& x, Y&& y, const gemm_options& options = {}) {
+    gemm(w, eigen_view<X>(x).get(), output_of(y), options);
+}
+
+/// W^T Y by value.
+template <eigen_expression X>
+[[nodiscard]] Eigen::Matrix<float, Eigen::Dynamic, X::ColsAtCompileTime> operator*(const transposed_qmatrix& w, const Eigen::DenseBase<X>& y) {
+    Eigen::Matrix<float, Eigen::Dynamic, X::ColsAtCompileTime> z(w.matrix.cols(), y.cols());
+    gemm(w, y, z);
+    return z;
 }
 
 /// X W^T by value: row i of the result is W times row i of X.
