@@ -261,11 +261,11 @@ template <eigen_expression X>
     return strict_columns(w, eigen_view<X>(x).get(), options);
 }
 
-/// In words: which kernels a product of w with m columns runs, and why.
+/// In words: what a product of w with m columns computes and by which kernels of which level, and why.
 [[nodiscard]] inline std::string explain(const qmatrix& w, index m, const gemm_options& options = {}) {
     const detail::product_path path = detail::path_of(w.format(), options.compute);
-    std::string text = w.name() + " " + detail::shape_text(w.rows(), w.cols()) + " x " + std::to_string(m) + " columns, " +
-                       name_of(options.compute) + " at " + name_of(active_isa()) + ": ";
+    std::string text = w.name() + " " + detail::shape_text(w.rows(), w.cols()) + " x " + std::to_string(m) + " columns, class " +
+                       name_of(options.compute) + ": ";
     const std::string blocks = " over sub-blocks of " + std::to_string((std::min)(w.group_size(), detail::sub_block));
     if (path.strict)
         text += "fp32 fma on decoded weights" + std::string(options.compute == compute::strict_f32 ? "" : " (16-bit weights need no more)");
@@ -277,7 +277,7 @@ template <eigen_expression X>
         text += "fp32 fma on table values" + blocks;
     text += "; columns with NaN or Inf";
     if (path.digits == 3) text += ", or with an outlier beyond about 2^15 times its neighbours,";
-    return text + " go to strict_f32";
+    return text + " go to strict_f32. Level " + name_of(active_isa()) + ": " + detail::product(w, m, path).describe();
 }
 
 }  // namespace nibble

@@ -168,6 +168,18 @@ public:
     /// Units of work that threads can share.
     [[nodiscard]] index panel_tasks() const noexcept { return ceil_div(w_->layout().panels, panels_); }
 
+    /// The kernel in words.
+    [[nodiscard]] std::string describe() const {
+        const std::string tile = "tiles of " + std::to_string(tile_) + " columns x " + std::to_string(panels_) + (panels_ == 1 ? " panel" : " panels");
+        if (path_.digits > 0) {
+            const int bits = w_->layout().bits;
+            const bool direct = (bits == 8 || (bits == 4 && kind_->reads_nibbles && m_ <= 2 * tile_)) && map_.identity;
+            return std::string(kind_->name) + ", " + (direct ? "codes read as they lie" : "codes unpacked in L1 once for all columns") + ", " + tile;
+        }
+        if (by_table_) return "fma, table looked up in registers, " + tile;
+        return "fma, weights decoded in L1 once for all columns, " + tile;
+    }
+
     [[nodiscard]] task_scratch::sizes scratch() const noexcept { return {w_->cols(), blocks_.positions(), blocks_.count(), m_, panels_}; }
 
     void lay_out(arena& memory) {

@@ -13,6 +13,7 @@ NIBBLE_INLINE void add_dwords(__m256i& sum, __m256i x) noexcept { __asm__("vpadd
 /// vpmaddubsw: pairs of code * digit into 16-bit sums. A pair is at most 2 * code * 128, so codes up to 127 never
 /// saturate, and 32767 / (2 * code * 128) k-quads fit before the sums are widened.
 struct narrow_kind {
+    static constexpr const char* name = "vpmaddubsw";
     static constexpr bool flushes = true;
     static constexpr bool reads_nibbles = true;
     static constexpr int chunk = 1;
@@ -44,6 +45,7 @@ struct narrow_kind {
 /// vpmaddwd: codes widened to words (even and odd bytes apart), digits of 16 bits. Never saturates, and two digits cost
 /// what one does.
 struct wide_kind {
+    static constexpr const char* name = "vpmaddwd";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = false;
     static constexpr int chunk = 2;

@@ -12,6 +12,7 @@ NIBBLE_INLINE void add_dwords(__m512i& sum, __m512i x) noexcept { __asm__("vpadd
 
 /// vpmaddubsw into 16-bit sums, for codes of at most 127, flushed in time.
 struct narrow_kind {
+    static constexpr const char* name = "vpmaddubsw";
     static constexpr bool flushes = true;
     static constexpr bool reads_nibbles = true;
     static constexpr int chunk = 1;
@@ -39,6 +40,7 @@ struct narrow_kind {
 
 /// vpmaddwd on even and odd bytes, digits of 16 bits.
 struct wide_kind {
+    static constexpr const char* name = "vpmaddwd";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = false;
     static constexpr int chunk = 2;

@@ -9,6 +9,7 @@ NIBBLE_INLINE __m512i broadcast(const std::uint8_t* p) noexcept {
 /// vpdpbusd: four codes times four signed digits, into 32 bits. Exact for all codes. Tiles of two panels: one broadcast
 /// serves two dots, else the load ports are the limit.
 struct dot_kind {
+    static constexpr const char* name = "vpdpbusd";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = true;
     static constexpr int chunk = 1;

@@ -8,6 +8,7 @@ NIBBLE_INLINE __m256i broadcast(const std::uint8_t* p) noexcept {
 
 /// vpdpbusd: four codes times four signed digits, into 32 bits. Exact for all codes.
 struct dot_kind {
+    static constexpr const char* name = "vpdpbusd";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = true;
     static constexpr int chunk = 1;

@@ -57,7 +57,10 @@ namespace nibble::inline NIBBLE_ABI::detail::avxvnni {
 
 #include "avxvnni_dot.inl.hpp"
 
-#include "../kernels/all.inl.hpp"
+#include "../kernels/digits.inl.hpp"
+// Only the integer dots differ from those of avx2.
+inline constexpr kernel_table kernels = with_digits(avx2::kernels, digit_kernels_of<narrow_kind>, digit_kernels_of<wide_kind>);
+inline constexpr const epilogue_table& epilogues = avx2::epilogues;
 }  // namespace nibble::detail::avxvnni
 NIBBLE_TARGET_END
 
@@ -81,7 +84,10 @@ namespace nibble::inline NIBBLE_ABI::detail::avx512vnni {
 
 #include "avx512vnni_dot.inl.hpp"
 
-#include "../kernels/all.inl.hpp"
+#include "../kernels/digits.inl.hpp"
+// Only the integer dots differ from those of avx512.
+inline constexpr kernel_table kernels = with_digits(avx512::kernels, digit_kernels_of<narrow_kind>, digit_kernels_of<wide_kind>);
+inline constexpr const epilogue_table& epilogues = avx512::epilogues;
 }  // namespace nibble::detail::avx512vnni
 NIBBLE_TARGET_END
 NIBBLE_FP_END

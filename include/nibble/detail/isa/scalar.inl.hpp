@@ -52,7 +52,7 @@ NIBBLE_INLINE quad fma_quad(quad x, quad y, quad z) noexcept {
     return r;
 }
 /// x * y + z, rounded once.
-NIBBLE_INLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
+NIBBLE_OUTLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
     return {fma_quad(x.a, y.a, z.a), fma_quad(x.b, y.b, z.b), fma_quad(x.c, y.c, z.c), fma_quad(x.d, y.d, z.d)};
 }
 
@@ -264,6 +264,7 @@ NIBBLE_OUTLINE lanes_int look_up(byte_table t, lanes_int codes) noexcept {
 
 /// Codes times digits of 16 bits, products in int32.
 struct plain_kind {
+    static constexpr const char* name = "multiply and add";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = false;
     static constexpr int chunk = 2;

@@ -13,6 +13,7 @@
 // loops fill in memory). A kind says how a level multiplies codes with digits:
 //
 //   streams(P)          accumulators of a column: one a digit, or one for the two lower digits
+//   name                of the instruction, for explain()
 //   chunk               dwords of activations that one accumulator takes for a k-quad
 //   step<T>(d, w, a)    d[t] += sum over the quad of code * digit, for T streams
 //   widen<T>(d)         where 16-bit sums have to be flushed: to 32 bits
@@ -209,6 +210,7 @@ NIBBLE_NOINLINE inline std::int32_t pack_digits(const std::int32_t* q, std::ptrd
 
 template <class Kind>
 inline constexpr digit_kernels digit_kernels_of = {
+    Kind::name,
     {4 * Kind::chunk * Kind::streams(1), 4 * Kind::chunk * Kind::streams(2), 4 * Kind::chunk * Kind::streams(3)},
     {Kind::columns(1), Kind::columns(2), Kind::columns(3)},
     Kind::reads_nibbles,

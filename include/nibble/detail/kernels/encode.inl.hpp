@@ -220,10 +220,9 @@ NIBBLE_NOINLINE inline void encode_bf16_row(const float* x, std::ptrdiff_t count
     encode_16_bits<stored_float::bf16>(x, count, 3.3895313892515355e38f, codes);
 }
 
-template <bool Stream>
-NIBBLE_INLINE void store_cell(std::uint8_t* to, lanes_int cell) noexcept {
-    if constexpr (Stream) stream_words(to, cell);
-    else std::memcpy(to, &cell, 64);
+NIBBLE_INLINE void store_cell(std::uint8_t* to, lanes_int cell, bool stream) noexcept {
+    if (stream) stream_words(to, cell);
+    else store_words(to, cell);
 }
 
 /// Quad F of a cell of P-bit codes, in its place.
@@ -239,44 +238,39 @@ NIBBLE_INLINE lanes_int packed_cell(const std::uint8_t* words, std::integer_sequ
 }
 
 /// Cells of one plane of P bits, which start at bit Done of a code, from the words of 8 k-quads (16 bits: of 16 k).
-template <int P, int Done, bool Stream>
-NIBBLE_INLINE std::uint8_t* pack_plane(const std::uint8_t* words, std::uint8_t* to, const std::uint8_t* end) noexcept {
+template <int P, int Done>
+NIBBLE_INLINE std::uint8_t* pack_plane(const std::uint8_t* words, std::uint8_t* to, const std::uint8_t* end, bool stream) noexcept {
     for (int q = 0; q < 8 && to < end; q += 8 / P, to += 64) {
-        if constexpr (P == 8) store_cell<Stream>(to, load_words(words + 64 * q));
-        else store_cell<Stream>(to, packed_cell<P, Done>(words + 64 * q, std::make_integer_sequence<int, 8 / P>()));
+        if constexpr (P == 8) store_cell(to, load_words(words + 64 * q), stream);
+        else store_cell(to, packed_cell<P, Done>(words + 64 * q, std::make_integer_sequence<int, 8 / P>()), stream);
     }
     return to;
 }
 
-template <int Low, int High, bool Stream>
-NIBBLE_NOINLINE inline void pack_planes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* to, const std::uint8_t* end) noexcept {
+template <int Low, int High>
+NIBBLE_NOINLINE inline void pack_planes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* to, const std::uint8_t* end, bool stream) noexcept {
     alignas(64) std::uint8_t words[1024];
     for (; to < end; codes += 64) {
         transpose(codes, stride, words, 64);
         for (int half = 0; half < 2; ++half) {
-            to = pack_plane<Low, 0, Stream>(words + 512 * half, to, end);
-            if constexpr (High != 0) to = pack_plane<High, Low, Stream>(words + 512 * half, to, end);
+            to = pack_plane<Low, 0>(words + 512 * half, to, end, stream);
+            if constexpr (High != 0) to = pack_plane<High, Low>(words + 512 * half, to, end, stream);
         }
     }
-    if constexpr (Stream) stream_end();
+    if (stream) stream_end();
 }
 
-template <bool Stream>
-NIBBLE_INLINE void pack_bits(const std::uint8_t* codes, std::ptrdiff_t stride, int bits, std::uint8_t* cells, const std::uint8_t* end) noexcept {
+inline void pack(const std::uint8_t* codes, std::ptrdiff_t stride, int bits, std::uint8_t* to, std::ptrdiff_t bytes, bool stream) noexcept {
+    const std::uint8_t* end = to + bytes;
     switch (bits) {
-        case 1: return pack_planes<1, 0, Stream>(codes, stride, cells, end);
-        case 2: return pack_planes<2, 0, Stream>(codes, stride, cells, end);
-        case 3: return pack_planes<2, 1, Stream>(codes, stride, cells, end);
-        case 4: return pack_planes<4, 0, Stream>(codes, stride, cells, end);
-        case 5: return pack_planes<4, 1, Stream>(codes, stride, cells, end);
-        case 6: return pack_planes<4, 2, Stream>(codes, stride, cells, end);
-        default: return pack_planes<8, 0, Stream>(codes, stride, cells, end);
+        case 1: return pack_planes<1, 0>(codes, stride, to, end, stream);
+        case 2: return pack_planes<2, 0>(codes, stride, to, end, stream);
+        case 3: return pack_planes<2, 1>(codes, stride, to, end, stream);
+        case 4: return pack_planes<4, 0>(codes, stride, to, end, stream);
+        case 5: return pack_planes<4, 1>(codes, stride, to, end, stream);
+        case 6: return pack_planes<4, 2>(codes, stride, to, end, stream);
+        default: return pack_planes<8, 0>(codes, stride, to, end, stream);
     }
-}
-
-inline void pack(const std::uint8_t* codes, std::ptrdiff_t stride, int bits, std::uint8_t* cells, std::ptrdiff_t bytes, bool stream) noexcept {
-    if (stream) pack_bits<true>(codes, stride, bits, cells, cells + bytes);
-    else pack_bits<false>(codes, stride, bits, cells, cells + bytes);
 }
 
 NIBBLE_NOINLINE inline void load_fp16_row(const std::uint16_t* from, std::ptrdiff_t count, float* to) noexcept {

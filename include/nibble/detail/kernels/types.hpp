@@ -57,6 +57,7 @@ struct column_tile {
 
 /// Exact integer products of one way to hold digits.
 struct digit_kernels {
+    const char* name;              // of the instruction that multiplies
     int stream_bytes[3];           // of one column and k-quad, for 1, 2, 3 digits
     int columns[3];                // of a full tile
     bool reads_nibbles;            // weight_run::bits may be 4; else it is 8
@@ -129,5 +130,12 @@ struct kernel_table {
     void (*table_chain)(const table_run&, const column_tile&) noexcept;  // tiles of at most table_columns
     codec_kernels codec;
 };
+
+/// The kernels of a level that shares all but its integer dots with another.
+[[nodiscard]] constexpr kernel_table with_digits(kernel_table t, const digit_kernels& narrow, const digit_kernels& wide) noexcept {
+    t.narrow = &narrow;
+    t.wide = &wide;
+    return t;
+}
 
 }  // namespace nibble::detail
