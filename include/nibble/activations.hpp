@@ -208,16 +208,16 @@ public:
     [[nodiscard]] index strict_columns() const noexcept { return strict_; }
     /// Whether they are for products with w; the message says what is different.
     [[nodiscard]] status check(const qmatrix& w) const {
-        const std::string start = "gemm: the activations were prepared for ";
+        const auto start = [] { return std::string("gemm: the activations were prepared for "); };  // text only for errors
         if (rows_ != w.cols())
-            return status(errc::shape_mismatch, start + "K = " + std::to_string(rows_) + ", W is " + detail::shape_text(w.rows(), w.cols()));
+            return status(errc::shape_mismatch, start() + "K = " + std::to_string(rows_) + ", W is " + detail::shape_text(w.rows(), w.cols()));
         if (!(path_ == detail::path_of(w.format(), compute_)))
-            return status(errc::invalid_argument, start + "another kind of code format than " + w.format().name + " in class " + name_of(compute_));
+            return status(errc::invalid_argument, start() + "another kind of code format than " + w.format().name + " in class " + name_of(compute_));
         if (path_.strict) return {};
         if (group_ != w.group_size())
-            return status(errc::invalid_argument, start + "groups of " + std::to_string(group_) + ", W has groups of " + std::to_string(w.group_size()));
+            return status(errc::invalid_argument, start() + "groups of " + std::to_string(group_) + ", W has groups of " + std::to_string(w.group_size()));
         if (detail::is_extreme(w.exponent()) && weight_exponent_ != w.exponent())
-            return status(errc::invalid_argument, start + "weights of magnitude 2^" + std::to_string(weight_exponent_) +
+            return status(errc::invalid_argument, start() + "weights of magnitude 2^" + std::to_string(weight_exponent_) +
                                                       ", those of W are of 2^" + std::to_string(w.exponent()) + "; prepare them for W");
         return {};
     }

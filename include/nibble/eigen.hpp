@@ -120,13 +120,15 @@ class bias_view {
 public:
     bias_view() noexcept = default;
     bias_view(std::span<const float> values) noexcept : data_(values.data()), size_(static_cast<index>(values.size())) {}
-    template <eigen_expression Derived>
+    template <class Derived>
         requires(static_cast<bool>(Derived::IsVectorAtCompileTime) && detail::has_memory<Derived> && std::is_same_v<typename Derived::Scalar, float>)
-    bias_view(const Derived& v) noexcept : data_(v.data()), size_(v.size()), stride_(v.innerStride()) {}
+    bias_view(const Eigen::DenseBase<Derived>& v) noexcept
+        : data_(v.derived().data()), size_(v.size()), stride_(v.derived().innerStride()) {}
 
     [[nodiscard]] bool given() const noexcept { return size_ >= 0; }
     [[nodiscard]] index size() const noexcept { return size_; }
     [[nodiscard]] const float* at(index i) const noexcept { return data_ + i * stride_; }
+    [[nodiscard]] const_view view() const noexcept { return {data_, scalar_type::f32, size_, 1, stride_, 0}; }
 
 private:
     const float* data_ = nullptr;

@@ -46,15 +46,18 @@ template <eigen_expression X, class Y>
 
 namespace detail {
 
-[[nodiscard]] inline status check_output(const qmatrix& w, index cols, const output_view& y, const bias_view& bias, const std::string& shapes) {
+// Texts are made when there is something to say: a call that is right allocates nothing.
+template <class Shapes>
+[[nodiscard]] status check_output(const qmatrix& w, index cols, const output_view& y, const bias_view& bias, const Shapes& shapes) {
     if (y.rows != w.rows() || y.cols != cols)
-        return status(errc::shape_mismatch, shapes + ", so Y must be " + shape_text(w.rows(), cols) + ", but it is " + shape_text(y.rows, y.cols));
+        return status(errc::shape_mismatch, shapes() + ", so Y must be " + shape_text(w.rows(), cols) + ", but it is " + shape_text(y.rows, y.cols));
     if (y.type == scalar_type::f64)
-        return status(errc::unsupported, shapes + ", and Y is double; products are written as float, fp16 or bf16");
-    if (y.data == nullptr && y.rows != 0 && y.cols != 0) return status(errc::invalid_argument, shapes + ", and Y is a null pointer");
+        return status(errc::unsupported, shapes() + ", and Y is double; products are written as float, fp16 or bf16");
+    if (y.data == nullptr && y.rows != 0 && y.cols != 0) return status(errc::invalid_argument, shapes() + ", and Y is a null pointer");
     if (bias.given() && bias.size() != w.rows())
-        return status(errc::shape_mismatch, shapes + ", and the bias has " + std::to_string(bias.size()) + " elements, not " + std::to_string(w.rows()));
-    if (overlaps({w.data(), w.data() + w.memory_bytes()}, bytes_of(y))) return status(errc::overlap, shapes + ", and Y shares memory with W");
+        return status(errc::shape_mismatch, shapes() + ", and the bias has " + std::to_string(bias.size()) + " elements, not " + std::to_string(w.rows()));
+    if (overlaps({w.data(), w.data() + w.memory_bytes()}, bytes_of(y))) return status(errc::overlap, shapes() + ", and Y shares memory with W");
+    if (bias.given() && overlaps(bytes_of(bias.view()), bytes_of(y))) return status(errc::overlap, shapes() + ", and Y shares memory with the bias");
     return {};
 }
 
@@ -62,16 +65,16 @@ namespace detail {
 
 /// Whether gemm(w, x, y) is possible; the message says why not, with both shapes.
 [[nodiscard]] inline status check_gemm(const qmatrix& w, const const_view& x, const output_view& y, const bias_view& bias = {}) {
-    const std::string shapes = "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " + detail::shape_text(x.rows, x.cols);
-    if (x.rows != w.cols()) return status(errc::shape_mismatch, shapes);
+    const auto shapes = [&] { return "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " + detail::shape_text(x.rows, x.cols); };
+    if (x.rows != w.cols()) return status(errc::shape_mismatch, shapes());
     if (status s = detail::check_output(w, x.cols, y, bias, shapes); !s) return s;
-    if (x.data == nullptr && x.rows != 0 && x.cols != 0) return status(errc::invalid_argument, shapes + ", and X is a null pointer");
-    if (detail::overlaps(detail::bytes_of(x), detail::bytes_of(y))) return status(errc::overlap, shapes + ", and Y shares memory with X");
+    if (x.data == nullptr && x.rows != 0 && x.cols != 0) return status(errc::invalid_argument, shapes() + ", and X is a null pointer");
+    if (detail::overlaps(detail::bytes_of(x), detail::bytes_of(y))) return status(errc::overlap, shapes() + ", and Y shares memory with X");
     return {};
 }
 
 /// y = w x. x is K x M and y is N x M, in any order and strides; neither is copied as a whole.
-/// Throws errc::shape_mismatch with the shapes, errc::overlap if y shares memory with x or w.
+/// Throws errc::shape_mismatch with the shapes, errc::overlap if y shares memory with x, w or the bias.
 NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const output_view& y, const gemm_options& options = {});
 
 /// y = w x from prepared activations; the bits are those of gemm(w, x, y) in the class that they were prepared for.
@@ -148,8 +151,10 @@ NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const outp
     x.check(w).or_throw();
     if (options.compute != x.compute())
         detail::fail(errc::invalid_argument, std::string("gemm: the activations were prepared for class ") + name_of(x.compute()) + ", not " + name_of(options.compute));
-    detail::check_output(w, x.cols(), y, options.bias, "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", the activations are " +
-                                                           detail::shape_text(x.rows(), x.cols())).or_throw();
+    const auto shapes = [&] {
+        return "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", the activations are " + detail::shape_text(x.rows(), x.cols());
+    };
+    detail::check_output(w, x.cols(), y, options.bias, shapes).or_throw();
     const detail::product_call call{&w, nullptr, &x, detail::make_output(y, options.bias, options), x.path()};
     detail::run_products({&call, 1}, options);
 }

@@ -8,28 +8,9 @@
 #include "support/count_allocations.hpp"
 #include "support/executor_checks.hpp"
 #include "support/mistake.hpp"
+#include "support/spawning.hpp"
 
 using Index = nibble::index;
-
-namespace {
-
-/// A parallel_for as a program might have it: threads of its own, indices handed out one by one.
-struct spawning {
-    int threads;
-    template <class Body>
-    void operator()(Index n, Body body) const {
-        std::atomic<Index> next{0};
-        const auto work = [&] {
-            for (Index i = next++; i < n; i = next++) body(i);
-        };
-        std::vector<std::thread> helpers;
-        for (int t = 1; t < threads; ++t) helpers.emplace_back(work);
-        work();
-        for (std::thread& t : helpers) t.join();
-    }
-};
-
-}  // namespace
 
 TEST_CASE("the serial executor runs tasks in order on the calling thread", "[executor]") {
     nibble::executor& one = nibble::serial();
@@ -57,10 +38,10 @@ TEST_CASE("any parallel_for is an executor", "[executor]") {
         executor_checks::nests(e);
     }
     // A function that is kept by reference, and one that moves only.
-    const spawning two{2};
+    const spawning<> two{2};
     auto by_reference = nibble::make_executor(2, [&two](Index n, auto body) { two(n, body); });
     executor_checks::runs_each_task_once(by_reference);
-    auto owner = nibble::make_executor(2, [p = std::make_unique<spawning>(two)](Index n, auto body) { (*p)(n, body); });
+    auto owner = nibble::make_executor(2, [p = std::make_unique<spawning<>>(two)](Index n, auto body) { (*p)(n, body); });
     executor_checks::runs_each_task_once(owner);
 }
 

@@ -217,3 +217,18 @@ TEST_CASE("empty products", "[gemm]") {
     CHECK(nibble::dequantize(made_by_default).size() == 0);
     CHECK(of([&] { static_cast<void>(made_by_default * x); }).code == errc::shape_mismatch);
 }
+
+TEST_CASE("gemm: more columns than memory has addresses", "[gemm][errors]") {
+    // A stride of zero makes any number of columns of one: the sizes of scratch memory must not wrap.
+    const qmatrix w = nibble::quantize<nibble::int8>(data::matrix(16, 64, 1));
+    const MatrixXf x = data::matrix(64, 1, 2);
+    MatrixXf y = MatrixXf::Constant(16, 1, 7.0f);
+    for (const int power : {57, 58, 59, 60, 61, 62}) {
+        const Index m = Index{1} << power;
+        const mistake wrong = of([&] {
+            nibble::gemm(w, const_view{x.data(), scalar_type::f32, 64, m, 1, 0}, float_view{y.data(), 16, m, 1, 0});
+        });
+        CHECK(wrong.code == errc::out_of_range);
+        CHECK((y.array() == 7.0f).all());
+    }
+}

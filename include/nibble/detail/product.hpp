@@ -224,7 +224,8 @@ public:
     [[nodiscard]] bool carried(index j) const noexcept { return carried_[j] != 0; }
     void set_carried(index j, bool carried) noexcept { carried_[j] = carried ? 1 : 0; }
 
-    /// Units of work [first, last) times all columns, to Y. chosen: the columns of Y, or all.
+    /// Units of work [first, last) times all columns, to Y. chosen: the columns of Y, or all. Columns that are not carried
+    /// are left to strict_f32: an output that is added to must be written once.
     NIBBLE_NOINLINE void run(index first, index last, const task_scratch& s, const output& y, const index* chosen) noexcept {
         const epilogue_table& epilogues = active_epilogues();
         const index panels = w_->layout().panels;
@@ -234,8 +235,10 @@ public:
             for (int v = 0; v < panels_ && p + v < panels; ++v) {
                 const index row = (p + v) * panel_rows;
                 const index live = (std::min)(panel_rows, w_->rows() - row);
-                for (index j = 0; j < m_; ++j)
+                for (index j = 0; j < m_; ++j) {
+                    if (carried_[j] == 0) continue;
                     y.store(s.accumulator + 16 * (v * m_ + j), row, live, chosen != nullptr ? chosen[j] : j, exponent_[j], epilogues);
+                }
             }
         }
     }

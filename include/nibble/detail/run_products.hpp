@@ -126,7 +126,8 @@ private:
             return;
         }
         const prepared_activations& a = *c.ready;
-        const bool scaled_otherwise = a.exponent(column) != 0 && a.weight_exponent() != c.w->exponent();
+        // Scaling depends on the weights too, and whether a column can be carried depends on its scaling.
+        const bool scaled_otherwise = (a.exponent(column) != 0 || !a.carried(column)) && a.weight_exponent() != c.w->exponent();
         if (c.path.strict || scaled_otherwise) {
             p.take_column(j, a.raw(column), s);
         } else {
