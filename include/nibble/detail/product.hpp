@@ -224,6 +224,16 @@ public:
         }
     }
 
+    /// The exact sums of (u - z) q of the panels of one unit of work, [panel][column] lines. For matrices of one group and
+    /// one digit; the caller has bounded K.
+    NIBBLE_NOINLINE void sum(index unit, const task_scratch& s, std::int32_t* lines) const noexcept {
+        std::memset(lines, 0, static_cast<std::size_t>(panels_ * 16 * m_) * 4);
+        for (index b = 0; b < blocks_.count();) b += multiply_digits(unit * panels_, b, s, lines);
+    }
+
+    /// Panels of a unit of work.
+    [[nodiscard]] int unit_panels() const noexcept { return panels_; }
+
 private:
     struct tile {
         index first;
@@ -293,8 +303,8 @@ private:
         return groups > 1 ? 16 : 0;
     }
 
-    /// The integer products of a run of sub-blocks from b on; returns how many.
-    index multiply_digits(index panel, index b, const task_scratch& s) const noexcept {
+    /// The integer products of a run of sub-blocks from b on, to the accumulators or, where given, to sums; returns how many.
+    index multiply_digits(index panel, index b, const task_scratch& s, std::int32_t* sums = nullptr) const noexcept {
         const layout& l = w_->layout();
         const index quads = ceil_div(blocks_.length(b), 4);
         const index quad = blocks_.position(b) / 4;
@@ -338,7 +348,12 @@ private:
             c.accumulator = s.accumulator + 16 * j;
             c.accumulator_panel = 16 * m_;
             c.columns = columns;
-            kind_->multiply(run, c, path_.digits);
+            if (sums == nullptr) {
+                kind_->multiply(run, c, path_.digits);
+            } else {
+                c.sums = sums + 16 * j;
+                kind_->sum(run, c);
+            }
             j += columns;
         }
         return count;
