@@ -93,29 +93,29 @@ template <class T>
 
 /// What all integer products ask of W, A and the place of Y.
 [[nodiscard]] inline status check_integer(const qmatrix& w, const quantized_activations& a, index rows, index cols, bool null, byte_range y) {
-    const std::string shapes = integer_shapes(w, a);
-    if (a.rows() != w.cols()) return status(errc::shape_mismatch, shapes);
+    const auto shapes = [&] { return integer_shapes(w, a); };  // text of errors only: a call with a workspace allocates nothing
+    if (a.rows() != w.cols()) return status(errc::shape_mismatch, shapes());
     if (rows != w.rows() || cols != a.cols())
-        return status(errc::shape_mismatch, shapes + ", so Y must be " + shape_text(w.rows(), a.cols()) + ", but it is " + shape_text(rows, cols));
-    if (null && rows != 0 && cols != 0) return status(errc::invalid_argument, shapes + ", and Y is a null pointer");
-    if (overlaps({w.data(), w.data() + w.memory_bytes()}, y)) return status(errc::overlap, shapes + ", and Y shares memory with W");
-    if (overlaps(a.bytes(), y)) return status(errc::overlap, shapes + ", and Y shares memory with A");
-    if (!w.format().integral()) return status(errc::unsupported, shapes + ", but the values of " + w.format().name + " are not integers; multiply floats with gemm");
+        return status(errc::shape_mismatch, shapes() + ", so Y must be " + shape_text(w.rows(), a.cols()) + ", but it is " + shape_text(rows, cols));
+    if (null && rows != 0 && cols != 0) return status(errc::invalid_argument, shapes() + ", and Y is a null pointer");
+    if (overlaps({w.data(), w.data() + w.memory_bytes()}, y)) return status(errc::overlap, shapes() + ", and Y shares memory with W");
+    if (overlaps(a.bytes(), y)) return status(errc::overlap, shapes() + ", and Y shares memory with A");
+    if (!w.format().integral()) return status(errc::unsupported, shapes() + ", but the values of " + w.format().name + " are not integers; multiply floats with gemm");
     return {};
 }
 
 /// Whether sums over all of K exist, and fit.
 [[nodiscard]] inline status check_sums(const qmatrix& w, const quantized_activations& a, index bias) {
-    const std::string shapes = integer_shapes(w, a);
+    const auto shapes = [&] { return integer_shapes(w, a); };
     if (w.offset_type() == offset_kind::minimum || w.offset_type() == offset_kind::float_zero)
-        return status(errc::unsupported, shapes + ", but W has a " + name_of(w.offset_type()) + ", which is no integer; int32 sums need a zero point or none");
+        return status(errc::unsupported, shapes() + ", but W has a " + name_of(w.offset_type()) + ", which is no integer; int32 sums need a zero point or none");
     if (w.groups() > 1 || a.groups() > 1)
-        return status(errc::unsupported, shapes + ", in groups of " + std::to_string(w.group_size()) + " and " + std::to_string(a.group_size()) +
+        return status(errc::unsupported, shapes() + ", in groups of " + std::to_string(w.group_size()) + " and " + std::to_string(a.group_size()) +
                                              "; int32 sums need one scale along K for both. A float output takes groups");
     const index each = index{largest_weight(w)} * largest_activation(a);
     const index most = (int32_most - bias) / std::max<index>(1, each);
     if (w.cols() > most)
-        return status(errc::out_of_range, shapes + ": int32 holds sums over K = " + std::to_string(most) + " of |u - z| up to " +
+        return status(errc::out_of_range, shapes() + ": int32 holds sums over K = " + std::to_string(most) + " of |u - z| up to " +
                                               std::to_string(largest_weight(w)) + " times |a - z| up to " + std::to_string(largest_activation(a)) +
                                               (bias != 0 ? " and a bias of " + std::to_string(bias) : std::string()));
     return {};
@@ -141,33 +141,36 @@ template <class T>
     if (status s = detail::check_integer(w, a, y.rows, y.cols, y.data == nullptr, detail::bytes_of(y)); !s) return s;
     constexpr activation_type type = std::is_same_v<T, std::int8_t> ? activation_type::i8 : activation_type::u8;
     if (status s = detail::check_grid(r.scale, r.zero, type, "integer_gemm: output"); !s) return s;
-    const std::string shapes = detail::integer_shapes(w, a);
+    const auto shapes = [&] { return detail::integer_shapes(w, a); };
     if (r.lowest > r.highest || r.lowest > highest_code(type) || r.highest < lowest_code(type))
-        return status(errc::invalid_argument, shapes + ": outputs clamped to " + std::to_string(r.lowest) + " .. " + std::to_string(r.highest));
+        return status(errc::invalid_argument, shapes() + ": outputs clamped to " + std::to_string(r.lowest) + " .. " + std::to_string(r.highest));
     if (!a.shared())
-        return status(errc::unsupported, shapes + ", with a scale for each column; requantized outputs need one for all. Take int32 or float outputs, or activations of "
+        return status(errc::unsupported, shapes() + ", with a scale for each column; requantized outputs need one for all. Take int32 or float outputs, or activations of "
                                                   "a static scale");
     if (!r.bias.empty() && static_cast<index>(r.bias.size()) != w.rows())
-        return status(errc::shape_mismatch, shapes + ", and the bias has " + std::to_string(r.bias.size()) + " elements, not " + std::to_string(w.rows()));
+        return status(errc::shape_mismatch, shapes() + ", and the bias has " + std::to_string(r.bias.size()) + " elements, not " + std::to_string(w.rows()));
     index bias = 0;
     for (const std::int32_t b : r.bias) bias = (std::max)(bias, b < 0 ? -index{b} : index{b});
     if (status s = detail::check_sums(w, a, (std::min)(bias, detail::int32_most)); !s) return s;
-    if (bias > detail::int32_most) return status(errc::out_of_range, shapes + ", and a bias of -2147483648");
+    if (bias > detail::int32_most) return status(errc::out_of_range, shapes() + ", and a bias of -2147483648");
     float scale[16];
     for (index p = 0; p < w.layout().panels; ++p) {
         const detail::fp_environment environment;
         detail::row_scales(w, p, scale);
         for (index i = 0; i < 16; ++i)
             if (!detail::finite_in_memory(scale + i))
-                return status(errc::non_finite, shapes + ", and the scale of row " + std::to_string(16 * p + i) + " is " + detail::non_finite_name(scale + i));
+                return status(errc::non_finite, shapes() + ", and the scale of row " + std::to_string(16 * p + i) + " is " + detail::non_finite_name(scale + i));
     }
     return {};
 }
 
 /// The same of float outputs. Groups are welcome if those of A do not end inside a sub-block of W (its group, cut at 256).
 [[nodiscard]] inline status check_integer_gemm(const qmatrix& w, const quantized_activations& a, const output_view& y, const bias_view& bias = {}) {
-    if (status s = detail::check_output(w, a.cols(), y, bias, detail::integer_shapes(w, a)); !s) return s;
     if (status s = detail::check_integer(w, a, y.rows, y.cols, y.data == nullptr, detail::bytes_of(y)); !s) return s;
+    if (y.type == scalar_type::f64)
+        return status(errc::unsupported, detail::integer_shapes(w, a) + ", and Y is double; products are written as float, fp16 or bf16");
+    if (bias.given() && bias.size() != w.rows())
+        return status(errc::shape_mismatch, detail::integer_shapes(w, a) + ", and the bias has " + std::to_string(bias.size()) + " elements, not " + std::to_string(w.rows()));
     const detail::sub_blocks blocks(w.group_size(), w.cols());
     for (index b = 0; b < blocks.count() && a.groups() > 1; ++b)
         if (blocks.begin(b) / a.group_size() != (blocks.begin(b) + blocks.length(b) - 1) / a.group_size())
