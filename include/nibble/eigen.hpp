@@ -121,7 +121,7 @@ public:
     bias_view() noexcept = default;
     bias_view(std::span<const float> values) noexcept : data_(values.data()), size_(static_cast<index>(values.size())) {}
     template <eigen_expression Derived>
-        requires(Derived::IsVectorAtCompileTime && detail::has_memory<Derived> && std::is_same_v<typename Derived::Scalar, float>)
+        requires(static_cast<bool>(Derived::IsVectorAtCompileTime) && detail::has_memory<Derived> && std::is_same_v<typename Derived::Scalar, float>)
     bias_view(const Derived& v) noexcept : data_(v.data()), size_(v.size()), stride_(v.innerStride()) {}
 
     [[nodiscard]] bool given() const noexcept { return size_ >= 0; }
