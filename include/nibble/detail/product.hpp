@@ -170,14 +170,14 @@ public:
 
     /// The kernel in words.
     [[nodiscard]] std::string describe() const {
-        const std::string tile = "tiles of " + std::to_string(tile_) + " columns x " + std::to_string(panels_) + (panels_ == 1 ? " panel" : " panels");
+        const std::string shape = "tiles of " + std::to_string(tile_) + " columns x " + std::to_string(panels_) + (panels_ == 1 ? " panel" : " panels");
         if (path_.digits > 0) {
             const int bits = w_->layout().bits;
             const bool direct = (bits == 8 || (bits == 4 && kind_->reads_nibbles && m_ <= 2 * tile_)) && map_.identity;
-            return std::string(kind_->name) + ", " + (direct ? "codes read as they lie" : "codes unpacked in L1 once for all columns") + ", " + tile;
+            return std::string(kind_->name) + ", " + (direct ? "codes read as they lie" : "codes unpacked in L1 once for all columns") + ", " + shape;
         }
-        if (by_table_) return "fma, table looked up in registers, " + tile;
-        return "fma, weights decoded in L1 once for all columns, " + tile;
+        if (by_table_) return "fma, table looked up in registers, " + shape;
+        return "fma, weights decoded in L1 once for all columns, " + shape;
     }
 
     [[nodiscard]] task_scratch::sizes scratch() const noexcept { return {w_->cols(), blocks_.positions(), blocks_.count(), m_, panels_}; }
@@ -242,6 +242,16 @@ public:
             }
         }
     }
+
+    /// The exact sums of (u - z) q of the panels of one unit of work, [panel][column] lines. For matrices of one group and
+    /// one digit; the caller has bounded K.
+    NIBBLE_NOINLINE void sum(index unit, const task_scratch& s, std::int32_t* lines) const noexcept {
+        std::memset(lines, 0, static_cast<std::size_t>(panels_ * 16 * m_) * 4);
+        for (index b = 0; b < blocks_.count();) b += multiply_digits(unit * panels_, b, s, lines);
+    }
+
+    /// Panels of a unit of work.
+    [[nodiscard]] int unit_panels() const noexcept { return panels_; }
 
 private:
     struct tile {
@@ -312,8 +322,8 @@ private:
         return groups > 1 ? 16 : 0;
     }
 
-    /// The integer products of a run of sub-blocks from b on; returns how many.
-    index multiply_digits(index panel, index b, const task_scratch& s) const noexcept {
+    /// The integer products of a run of sub-blocks from b on, to the accumulators or, where given, to sums; returns how many.
+    index multiply_digits(index panel, index b, const task_scratch& s, std::int32_t* sums = nullptr) const noexcept {
         const layout& l = w_->layout();
         const index quads = ceil_div(blocks_.length(b), 4);
         const index quad = blocks_.position(b) / 4;
@@ -357,7 +367,12 @@ private:
             c.accumulator = s.accumulator + 16 * j;
             c.accumulator_panel = 16 * m_;
             c.columns = columns;
-            kind_->multiply(run, c, path_.digits);
+            if (sums == nullptr) {
+                kind_->multiply(run, c, path_.digits);
+            } else {
+                c.sums = sums + 16 * j;
+                kind_->sum(run, c);
+            }
             j += columns;
         }
         return count;

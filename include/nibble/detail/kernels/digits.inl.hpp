@@ -9,6 +9,9 @@
 // RN(D) = fma(h' , 65536, e & 0xffff) with h' = h + (e >> 16) of at most 24 bits: both conversions are exact and the fma
 // rounds once. Sums of u alone obey the same bounds, so nothing wraps.
 //
+// Integer products (one digit) end a sub-block another way: D is added to lines of int32, exact as long as the caller has
+// bounded K.
+//
 // A tile holds C columns: T accumulators of 16 lanes, folded over an index sequence (GCC 12 keeps an array that nested
 // loops fill in memory). A kind says how a level multiplies codes with digits:
 //
@@ -90,18 +93,22 @@ NIBBLE_INLINE void copy_sums(lanes_int* to, const lanes_int* from, std::integer_
     ((to[I] = from[I]), ...);
 }
 
+/// Sums without their zero point. zero: of the lanes; null: bias holds it already.
+NIBBLE_INLINE lanes_int less_zero(lanes_int sum, const lanes_int* zero, std::int32_t bias) noexcept {
+    return subtract(sum, zero != nullptr ? multiply_low(*zero, set_int(bias)) : set_int(bias));
+}
+
 /// RN(D) of one column and panel. d: its first accumulator.
 template <class Kind, int P>
 NIBBLE_INLINE lanes join(const lanes_int* d, const lanes_int* zero, const std::int32_t* bias) noexcept {
     constexpr int S = Kind::streams(P);
     lanes_int e = d[0];
     if constexpr (P >= 2 && S == P) e = add(e, shift_left<8>(d[V]));
-    e = subtract(e, zero != nullptr ? multiply_low(*zero, set_int(bias[0])) : set_int(bias[0]));
+    e = less_zero(e, zero, bias[0]);
     if constexpr (P < 3) {
         return to_lanes(e);
     } else {
-        lanes_int h = subtract(d[(S - 1) * V], zero != nullptr ? multiply_low(*zero, set_int(bias[1])) : set_int(bias[1]));
-        h = add(h, shift_right<16>(e));
+        const lanes_int h = add(less_zero(d[(S - 1) * V], zero, bias[1]), shift_right<16>(e));
         return fma(to_lanes(h), set(65536.0f), to_lanes(bit_and(e, 0xffff)));
     }
 }
@@ -128,17 +135,49 @@ NIBBLE_INLINE void finish_panel(const weight_run& w, std::ptrdiff_t line, const 
     }
 }
 
-template <class Kind, int P, int C, int... Panel>
+/// sums += D of one column and panel.
+NIBBLE_INLINE void add_sum(std::int32_t* sums, lanes_int d, const lanes_int* zero, std::int32_t bias) noexcept {
+    store_words(sums, add(load_words(sums), less_zero(d, zero, bias)));
+}
+
+template <int... I>
+NIBBLE_INLINE void add_panel(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, std::int32_t* sums,
+                             std::integer_sequence<int, I...>) noexcept {
+    if (w.zero != nullptr) {
+        const lanes_int zero = to_int(load(w.zero + line));
+        (add_sum(sums + 16 * I, d[I * V], &zero, c.bias[I]), ...);
+    } else {
+        (add_sum(sums + 16 * I, d[I * V], nullptr, c.bias[I]), ...);
+    }
+}
+
+// How a sub-block ends: in floats with P digits, or in integers.
+template <int P>
+struct float_end {
+    static constexpr int digits = P;
+    template <class Kind, int C>
+    NIBBLE_INLINE static void panel(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, int panel) noexcept {
+        finish_panel<Kind, P>(w, line, d, c, c.accumulator + panel * c.accumulator_panel, std::make_integer_sequence<int, C>());
+    }
+};
+struct integer_end {
+    static constexpr int digits = 1;
+    template <class Kind, int C>
+    NIBBLE_INLINE static void panel(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, int panel) noexcept {
+        add_panel(w, line, d, c, c.sums + panel * c.accumulator_panel, std::make_integer_sequence<int, C>());
+    }
+};
+
+template <class Kind, class End, int C, int... Panel>
 NIBBLE_INLINE void finish_block(const weight_run& w, std::ptrdiff_t block, const lanes_int* d, const column_tile& c,
                                 std::integer_sequence<int, Panel...>) noexcept {
-    (finish_panel<Kind, P>(w, block * w.scale_step + Panel * w.scale_panel, d + Panel, c, c.accumulator + Panel * c.accumulator_panel,
-                           std::make_integer_sequence<int, C>()),
-     ...);
+    (End::template panel<Kind, C>(w, block * w.scale_step + Panel * w.scale_panel, d + Panel, c, Panel), ...);
 }
 
 /// One tile of C columns over a run of sub-blocks.
-template <class Kind, class Source, int P, int C>
+template <class Kind, class Source, class End, int C>
 NIBBLE_NOINLINE inline void digit_tile(const weight_run& w, column_tile c) noexcept {
+    constexpr int P = End::digits;
     constexpr int T = Kind::streams(P) * C;
     using all = std::make_integer_sequence<int, T * V>;
     using panels = std::make_integer_sequence<int, V>;
@@ -165,28 +204,28 @@ NIBBLE_NOINLINE inline void digit_tile(const weight_run& w, column_tile c) noexc
         } else {
             dot_quads<Kind, T, Source>(codes, w.panel_step, streams, w.quads, d);
         }
-        finish_block<Kind, P, C>(w, b, d, c, panels());
+        finish_block<Kind, End, C>(w, b, d, c, panels());
         c.scale += C;
         c.sum += C;
         c.bias += C * (P == 3 ? 2 : 1);
     }
 }
 
-template <class Kind, class Source, int P, int C>
+template <class Kind, class Source, class End, int C = Kind::columns(End::digits)>
 NIBBLE_INLINE void choose_columns(const weight_run& w, const column_tile& c) noexcept {
     if constexpr (C == 1) {
-        digit_tile<Kind, Source, P, 1>(w, c);
+        digit_tile<Kind, Source, End, 1>(w, c);
     } else {
-        if (c.columns == C) digit_tile<Kind, Source, P, C>(w, c);
-        else choose_columns<Kind, Source, P, next_tile(C)>(w, c);
+        if (c.columns == C) digit_tile<Kind, Source, End, C>(w, c);
+        else choose_columns<Kind, Source, End, next_tile(C)>(w, c);
     }
 }
 
 template <class Kind, class Source>
 NIBBLE_INLINE void choose_digits(const weight_run& w, const column_tile& c, int digits) noexcept {
-    if (digits == 1) choose_columns<Kind, Source, 1, Kind::columns(1)>(w, c);
-    else if (digits == 2) choose_columns<Kind, Source, Kind::streams(2), Kind::columns(2)>(w, c);  // one stream is one digit
-    else choose_columns<Kind, Source, 3, Kind::columns(3)>(w, c);
+    if (digits == 1) choose_columns<Kind, Source, float_end<1>>(w, c);
+    else if (digits == 2) choose_columns<Kind, Source, float_end<Kind::streams(2)>, Kind::columns(2)>(w, c);  // one stream is one digit
+    else choose_columns<Kind, Source, float_end<3>>(w, c);
 }
 
 /// One tile over a run: 4-bit codes are unpacked in registers, all others come as bytes.
@@ -196,6 +235,15 @@ NIBBLE_NOINLINE inline void multiply_digits(const weight_run& w, const column_ti
         if (w.bits == 4) return choose_digits<Kind, cells<4>>(w, c, digits);
     }
     choose_digits<Kind, cells<8>>(w, c, digits);
+}
+
+/// The same in integers.
+template <class Kind>
+NIBBLE_NOINLINE inline void sum_digits(const weight_run& w, const column_tile& c) noexcept {
+    if constexpr (Kind::reads_nibbles) {
+        if (w.bits == 4) return choose_columns<Kind, cells<4>, integer_end>(w, c);
+    }
+    choose_columns<Kind, cells<8>, integer_end>(w, c);
 }
 
 template <class Kind>
@@ -216,4 +264,5 @@ inline constexpr digit_kernels digit_kernels_of = {
     Kind::reads_nibbles,
     &pack_digits<Kind>,
     &multiply_digits<Kind>,
+    &sum_digits<Kind>,
 };

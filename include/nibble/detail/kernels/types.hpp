@@ -51,8 +51,9 @@ struct column_tile {
     const float* sum;              // [sub-block][column], read with a minimum
     const std::int32_t* bias;      // [sub-block][column][1, or 2 with three digits]: (zero point x) sum of digits
     float* accumulator;            // [column] lines
-    std::ptrdiff_t accumulator_panel;  // floats from one panel to the next
+    std::ptrdiff_t accumulator_panel;  // numbers from one panel to the next
     int columns;
+    std::int32_t* sums = nullptr;  // [column] lines, in place of the accumulator: integer sums
 };
 
 /// Exact integer products of one way to hold digits.
@@ -65,6 +66,8 @@ struct digit_kernels {
     /// highest digit when there are three.
     std::int32_t (*pack)(const std::int32_t* q, std::ptrdiff_t quads, int digits, std::uint8_t* streams, std::ptrdiff_t step) noexcept;
     void (*multiply)(const weight_run&, const column_tile&, int digits) noexcept;
+    /// Adds the sums of (u - z) q of one digit to column_tile::sums.
+    void (*sum)(const weight_run&, const column_tile&) noexcept;
 };
 
 /// Tiles narrow from the full one: 8, 4, 2, 1 or 6, 3, 2, 1 columns.
