@@ -29,7 +29,8 @@ void interleave(const std::vector<contender>& contenders, const sampling& how, s
         shown.status(place + "  " + c.name);
         // Not counted: page faults, tables and branch predictors. It says how many calls make a sample.
         const double seconds = c.run(1);
-        turns.push_back({&c, static_cast<int>((std::clamp)(std::ceil(how.shortest / seconds), 1.0, most_calls)), 0, 0.0});
+        turns.push_back(
+            {&c, static_cast<int>((std::clamp)(std::ceil(how.shortest / seconds), 1.0, most_calls)), 0, 0.0});
     }
     for (;;) {
         turns.erase(std::remove_if(turns.begin(), turns.end(), [&how](const turn& t) { return t.done(how); }),

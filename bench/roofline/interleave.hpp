@@ -1,5 +1,5 @@
-// Wall time of contenders that take turns: a sample of each in every round, in a new random order, until each has had its
-// share of time. Wall time, because products run on several threads.
+// Wall time of contenders that take turns: a sample of each in every round, in a new random order, until each has had
+// its share of time. Wall time, because products run on several threads.
 #pragma once
 
 #include <functional>
@@ -12,8 +12,8 @@
 namespace bench::roofline {
 
 struct contender {
-    std::string name;                  ///< for the status line
-    std::function<double(int)> run;    ///< calls it so many times, and returns the seconds of all together
+    std::string name;                     ///< for the status line
+    std::function<double(int)> run;       ///< calls it so many times, and returns the seconds of all together
     std::vector<double>* into = nullptr;  ///< gets the seconds of one call
 };
 

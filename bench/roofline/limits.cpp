@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <numeric>
 
 #include "../timing.hpp"
 
@@ -111,8 +112,13 @@ void limit_meter::compute(thread_pool& pool) {
         std::int64_t rounds = 20000;
         const double first = seconds_of([&] { run(rounds); });
         rounds = static_cast<std::int64_t>(static_cast<double>(rounds) * (std::clamp)(peak_seconds / first, 1.0, 1e4));
-        const double seconds = seconds_of([&] { pool.on_each([&](int) { run(rounds); }); });
-        return ops * static_cast<double>(rounds) * pool.size() / seconds / 1e9;
+        // Threads share no unit: each has a rate of its own, whenever it began.
+        std::vector<double> rates(static_cast<std::size_t>(pool.size()));
+        pool.on_each([&](int thread) {
+            rates[static_cast<std::size_t>(thread)] =
+                ops * static_cast<double>(rounds) / seconds_of([&] { run(rounds); }) / 1e9;
+        });
+        return std::accumulate(rates.begin(), rates.end(), 0.0);
     };
     f32_.add(pool.size(), peak(peak_.f32_ops, [&](std::int64_t rounds) {
                  sink.fetch_add(peak_.f32(rounds) > 0.0f ? 1 : 0, std::memory_order_relaxed);

@@ -9,7 +9,6 @@
 
 #include "../check.hpp"
 #include "../data.hpp"
-#include "../timing.hpp"
 #include "interleave.hpp"
 #include "native_eigen.hpp"
 #include "plan.hpp"
@@ -19,8 +18,8 @@ namespace {
 
 using nibble::index;
 
-constexpr index checked_rows = 16;      // of every product, against the reference
-constexpr double limits_every = 5.0;    // seconds between two measurements of the limits
+constexpr index checked_rows = 16;        // of every product, against the reference
+constexpr double limits_every = 5.0;      // seconds between two measurements of the limits
 constexpr double longest_quantize = 0.5;  // seconds; where all rows take longer, a block of them is timed
 
 template <class Work>
@@ -61,8 +60,8 @@ std::string refusal(const verdict& v) {
     return text;
 }
 
-// Rounding to b bits errs by up to 2^-b of the largest weight of a group, which is a few times the usual one; fp8 and fp6
-// have no more than 5 bits of precision.
+// Rounding to b bits errs by up to 2^-b of the largest weight of a group, which is a few times the usual one; fp8 and
+// fp6 have no more than 5 bits of precision.
 double quantize_tolerance(int bits) { return (std::min)(0.9, 4.0 * std::ldexp(1.0, -(std::min)(bits, 5))); }
 
 class measurement {
@@ -78,13 +77,14 @@ public:
             executors_[threads] = std::make_unique<pool_executor>(*pools_[threads]);
             pools.push_back(pools_[threads].get());
         }
-        meter_ = std::make_unique<limit_meter>(nibble::active_isa(), pools);
+        meter_ = std::make_unique<limit_meter>(nibble::active_isa(), pools, s.limit_megabytes);
         widest_ = *std::max_element(s.batches.begin(), s.batches.end());
     }
 
     results run() {
         const std::vector<station> plan = plan_run(s_);
-        if (plan.empty()) throw bad_input("roofline: nothing to measure; quantize and dequantize are of residency dram");
+        if (plan.empty())
+            throw bad_input("roofline: nothing to measure; quantize and dequantize are of residency dram");
         shown_.status("measuring the limits of this CPU");
         for (int i = 0; i < 3; ++i) meter_->measure();
         start_native();
@@ -95,7 +95,8 @@ public:
         const double start = shown_.elapsed();
         for (std::size_t i = 0; i < plan.size() && !was_interrupted(); ++i) {
             prepare(plan[i], i == 0 ? nullptr : &plan[i - 1]);
-            const std::string place = std::to_string(i + 1) + "/" + std::to_string(plan.size()) + " " + describe(plan[i]);
+            const std::string place =
+                std::to_string(i + 1) + "/" + std::to_string(plan.size()) + " " + describe(plan[i]);
             measure(plan[i], place);
             const double expected = expected_seconds(plan[i], s_, peak);
             done += expected;
@@ -131,7 +132,8 @@ private:
         std::string text = nibble::detail::shape_text(at.shape.n, at.shape.k) + " " + name_of(at.kernel);
         if (at.m != 0) text += " M = " + std::to_string(at.m);
         if (at.kernel == kernel::product)
-            text += std::string(" ") + name_of(at.residency) + ", " + std::to_string(at.threads) + " thread" + (at.threads > 1 ? "s" : "");
+            text += std::string(" ") + name_of(at.residency) + ", " + std::to_string(at.threads) + " thread" +
+                    (at.threads > 1 ? "s" : "");
         return text;
     }
 
@@ -142,7 +144,8 @@ private:
         if (before == nullptr || at.shape.n != before->shape.n || at.shape.k != before->shape.k) {
             source_.resize(0, 0);
             x_.resize(at.shape.k, widest_);
-            for (index i = 0; i < x_.size(); ++i) x_.data()[i] = number_at(activation_seed, static_cast<std::uint64_t>(i));
+            for (index i = 0; i < x_.size(); ++i)
+                x_.data()[i] = number_at(activation_seed, static_cast<std::uint64_t>(i));
             y_.resize(at.shape.n, widest_);
         }
         if (formats_differ) {
@@ -296,7 +299,8 @@ private:
                 r.integer_sums = c != nibble::compute::strict_f32 && w.what.plan.format->integral();
                 r.operations = 2.0 * static_cast<double>(r.n) * static_cast<double>(r.k) * static_cast<double>(r.m);
                 r.bytes = static_cast<double>(w.copies.front().bytes());
-                const nibble::gemm_options how{c, &scratch_, at.threads > 1 ? executors_.at(at.threads).get() : nullptr};
+                const nibble::gemm_options how{c, &scratch_,
+                                               at.threads > 1 ? executors_.at(at.threads).get() : nullptr};
                 const auto once = [this, &w, how, m = at.m] {
                     const nibble::qmatrix& q = w.turn();
                     nibble::gemm(q, x_.leftCols(m), y_.topLeftCorner(q.rows(), m), how);
@@ -314,7 +318,9 @@ private:
         row& r = eigen_row(at, eigen_format, eigen_instruction_sets());
         eigen_->run(at.m, 1, false);
         if (judge(r, check_eigen(at.m, [this](std::size_t i, index j) { return eigen_->y(eigen_rows_[i], j); })))
-            contenders.push_back({eigen_format, [this, m = at.m, cached](int times) { return eigen_->run(m, times, cached); }, &r.seconds});
+            contenders.push_back({eigen_format,
+                                  [this, m = at.m, cached](int times) { return eigen_->run(m, times, cached); },
+                                  &r.seconds});
         if (native_) native_product(at, contenders);
     }
 
@@ -324,7 +330,8 @@ private:
             static_cast<void>(native_->run(at.m, 1, false));
             const std::vector<float> y = native_->rows(at.m, {eigen_rows_.begin(), eigen_rows_.end()});
             const auto m = static_cast<std::size_t>(at.m);
-            if (judge(r, check_eigen(at.m, [&y, m](std::size_t i, index j) { return y[i * m + static_cast<std::size_t>(j)]; })))
+            if (judge(r, check_eigen(
+                             at.m, [&y, m](std::size_t i, index j) { return y[i * m + static_cast<std::size_t>(j)]; })))
                 contenders.push_back({native_eigen_format,
                                       [this, m = at.m, cached = at.residency == residency::cache](int times) {
                                           return native_->run(m, times, cached);
@@ -355,7 +362,9 @@ private:
             nibble::qmatrix q;
             const index block = (std::min)(replicator::block_rows, at.shape.n);
             const double seconds = timed(1, [&] { q = quantize(0, block); });
-            r.n = seconds * static_cast<double>(at.shape.n) / static_cast<double>(block) > longest_quantize ? block : at.shape.n;
+            r.n = seconds * static_cast<double>(at.shape.n) / static_cast<double>(block) > longest_quantize
+                      ? block
+                      : at.shape.n;
             r.bytes = static_cast<double>(r.n) * static_cast<double>(r.k) * sizeof(float);
             const std::vector<index> rows = spread_rows(block, checked_rows);
             double signal = 0.0;
@@ -419,7 +428,8 @@ private:
                 r.residency = residency::cache;
                 r.bytes = static_cast<double>(r.k) * static_cast<double>(r.m) * sizeof(float);
                 const auto once = [this, &w, c, m = at.m] {
-                    return nibble::prepare(w.copies.front(), nibble::eigen_view<decltype(x_.leftCols(m))>(x_.leftCols(m)).get(), {c});
+                    return nibble::prepare(w.copies.front(),
+                                           nibble::eigen_view<decltype(x_.leftCols(m))>(x_.leftCols(m)).get(), {c});
                 };
                 nibble::gemm(w.copies.front(), once(), nibble::writable_view(y_.topLeftCorner(r.n, r.m)));
                 if (!judge(r, check(w, at.m, c))) continue;
@@ -454,43 +464,7 @@ private:
     Eigen::MatrixXd eigen_reference_;
 };
 
-double limit_of(const std::map<int, double>& by_threads, int threads) {
-    const auto found = by_threads.find(threads);
-    return found == by_threads.end() ? std::nan("") : found->second;
-}
-
 }  // namespace
-
-const char* name_of(residency r) noexcept { return r == residency::dram ? "dram" : "cache"; }
-
-const char* name_of(kernel k) noexcept {
-    switch (k) {
-        case kernel::product: return "product";
-        case kernel::quantize: return "quantize";
-        case kernel::dequantize: return "dequantize";
-        case kernel::prepare: return "prepare";
-    }
-    return "?";
-}
-
-double row::median() const { return median_of(seconds); }
-double row::least() const { return seconds.empty() ? std::nan("") : *std::min_element(seconds.begin(), seconds.end()); }
-double row::uncertainty() const { return uncertainty_of(seconds); }
-
-double row::fraction_of_bandwidth(const limits& l) const {
-    if (kernel == roofline::kernel::dequantize) return gbytes_per_s() / limit_of(l.fill_gbytes_per_s, threads);
-    const auto& limit = residency == roofline::residency::dram ? l.read_gbytes_per_s : l.cache_read_gbytes_per_s;
-    return gbytes_per_s() / limit_of(limit, threads);
-}
-
-double row::fraction_of_peak(const limits& l) const {
-    if (operations == 0.0) return std::nan("");
-    return gflops() / limit_of(integer_sums ? l.int8_gops : l.f32_gflops, threads);
-}
-
-bool results::any_wrong() const noexcept {
-    return std::any_of(rows.begin(), rows.end(), [](const row& r) { return !r.wrong.empty(); });
-}
 
 results measure(const settings& s, progress& shown) { return measurement(s, shown).run(); }
 

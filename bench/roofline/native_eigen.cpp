@@ -108,12 +108,13 @@ std::string native_eigen::ask(const std::string&) { return {}; }
 #endif
 
 void native_eigen::load(const float_shape& s, int threads) {
-    instruction_sets_ = ask("load " + std::to_string(s.n) + " " + std::to_string(s.k) + " " + std::to_string(s.m) + " " +
-                            std::to_string(s.copies) + " " + std::to_string(threads));
+    instruction_sets_ = ask("load " + std::to_string(s.n) + " " + std::to_string(s.k) + " " + std::to_string(s.m) +
+                            " " + std::to_string(s.copies) + " " + std::to_string(threads));
 }
 
 double native_eigen::run(std::ptrdiff_t m, int times, bool warm) {
-    return std::strtod(ask("run " + std::to_string(m) + " " + std::to_string(times) + (warm ? " 1" : " 0")).c_str(), nullptr);
+    return std::strtod(ask("run " + std::to_string(m) + " " + std::to_string(times) + (warm ? " 1" : " 0")).c_str(),
+                       nullptr);
 }
 
 std::vector<float> native_eigen::rows(std::ptrdiff_t m, const std::vector<std::ptrdiff_t>& which) {
@@ -128,8 +129,8 @@ std::vector<float> native_eigen::rows(std::ptrdiff_t m, const std::vector<std::p
         y.push_back(value);
     }
     if (y.size() != which.size() * static_cast<std::size_t>(m))
-        throw bad_input("Eigen -march=native: expected " + std::to_string(which.size()) + " rows of " + std::to_string(m) +
-                        ", found " + std::to_string(y.size()) + " numbers");
+        throw bad_input("Eigen -march=native: expected " + std::to_string(which.size()) + " rows of " +
+                        std::to_string(m) + ", found " + std::to_string(y.size()) + " numbers");
     return y;
 }
 

@@ -26,7 +26,9 @@ std::size_t last_of(const settings& s, const shape& of, std::size_t first) {
     return last;
 }
 
-bool asks_for(const settings& s, kernel k) { return std::find(s.kernels.begin(), s.kernels.end(), k) != s.kernels.end(); }
+bool asks_for(const settings& s, kernel k) {
+    return std::find(s.kernels.begin(), s.kernels.end(), k) != s.kernels.end();
+}
 
 }  // namespace
 

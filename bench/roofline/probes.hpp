@@ -39,11 +39,16 @@ struct probe_set {
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define BENCH_PROBES_X86 1
-// Registers of a loop: 12 of 16 or 32, more than latency times throughput of any of the instructions (5 x 2).
-#define BENCH_PROBE_REGISTERS 12
+// Sums of a loop that multiplies and adds in one instruction: as many as latency times throughput (5 x 2), and few
+// enough for 16 registers; of one that adds with vpaddw, which takes a cycle; and of one that only loads. Each has a
+// name of its own: GCC keeps parts of an array in memory.
+#define BENCH_FMA_SUMS 10
+#define BENCH_ADD_SUMS 8
+#define BENCH_EACH_4(X) X(0) X(1) X(2) X(3)
+#define BENCH_EACH_8(X) BENCH_EACH_4(X) X(4) X(5) X(6) X(7)
+#define BENCH_EACH_10(X) BENCH_EACH_8(X) X(8) X(9)
 // Keeps a register's value from the optimizer, at no cost.
 #define BENCH_OPAQUE(x) __asm__ volatile("" : "+x"(x))
-#define BENCH_UNROLL _Pragma("GCC unroll 12")
 #else
 #define BENCH_PROBES_X86 0
 #endif

@@ -9,20 +9,24 @@ namespace bench {
 namespace {
 
 BENCH_LEVEL std::int32_t int8(std::int64_t rounds) {
-    __m512i a[BENCH_PROBE_REGISTERS];
-    for (__m512i& x : a) x = _mm512_setzero_si512();
     const __m512i u = _mm512_set1_epi8(3);
     const __m512i v = _mm512_set1_epi8(2);
+#define BENCH_BEGIN(j) __m512i a##j = _mm512_setzero_si512();
+#define BENCH_STEP(j)                       \
+    a##j = _mm512_dpbusd_epi32(a##j, u, v); \
+    BENCH_OPAQUE(a##j);
+#define BENCH_END(j) all = _mm512_xor_si512(all, a##j);
+    BENCH_EACH_10(BENCH_BEGIN)
     for (std::int64_t i = 0; i < rounds; ++i) {
-        BENCH_UNROLL
-        for (int j = 0; j < BENCH_PROBE_REGISTERS; ++j) {
-            a[j] = _mm512_dpbusd_epi32(a[j], u, v);
-            BENCH_OPAQUE(a[j]);
-        }
+        BENCH_EACH_10(BENCH_STEP)
     }
-    for (int j = 1; j < BENCH_PROBE_REGISTERS; ++j) a[0] = _mm512_xor_si512(a[0], a[j]);
+    __m512i all = _mm512_setzero_si512();
+    BENCH_EACH_10(BENCH_END)
+#undef BENCH_BEGIN
+#undef BENCH_STEP
+#undef BENCH_END
     std::int32_t word[16];
-    _mm512_storeu_si512(word, a[0]);
+    _mm512_storeu_si512(word, all);
     return word[0];
 }
 
@@ -31,7 +35,7 @@ BENCH_LEVEL std::int32_t int8(std::int64_t rounds) {
 // Reading and fp32 are those of avx512.
 const probe_set* avx512vnni_probes() noexcept {
     static const probe_set probes{avx512_probes()->read, avx512_probes()->f32, &int8, avx512_probes()->f32_ops,
-                                  BENCH_PROBE_REGISTERS * 64 * 2.0};
+                                  BENCH_FMA_SUMS * 64 * 2.0};
     return &probes;
 }
 

@@ -35,7 +35,8 @@ struct settings {
     double row_budget = 0.25;  ///< seconds of samples for one row
     int least_samples = 5;     ///< whatever the budget
     int most_samples = 50;
-    std::string native_program;  ///< the Eigen -march=native process; empty: none
+    std::size_t limit_megabytes = 256;  ///< that the memory probes read at a time
+    std::string native_program;         ///< the Eigen -march=native process; empty: none
 };
 
 /// How often distinct weights of `bytes` are needed, so that none is still in a cache when its turn comes again.
@@ -61,12 +62,12 @@ struct row {
     std::string rule;
     int bits = 0;
     nibble::decode_class decode = nibble::decode_class::integer;
-    bool one_scale = false;      ///< per tensor
-    bool integer_sums = false;   ///< the product runs on integers, so its peak is that of int8
-    nibble::index shape_n = 0;   ///< of the whole matrix, where n is the part that fits in the cache
+    bool one_scale = false;     ///< per tensor
+    bool integer_sums = false;  ///< the product runs on integers, so its peak is that of int8
+    nibble::index shape_n = 0;  ///< of the whole matrix, where n is the part that fits in the cache
 
     double operations = 0.0;  ///< 2 n k m; 0 for other kernels than products
-    double bytes = 0.0;       ///< the format's own bytes of the weights; fp32 of W (quantize, dequantize) or X (prepare)
+    double bytes = 0.0;  ///< the format's own bytes of the weights; fp32 of W (quantize, dequantize) or X (prepare)
     std::vector<double> seconds;  ///< of one call, in the order of the rounds
     double rel_l2_error = 0.0;
     std::string wrong;  ///< why the answer is refused; the row has no times then
@@ -94,8 +95,8 @@ struct results {
     [[nodiscard]] bool any_wrong() const noexcept;
 };
 
-/// Measures everything. Throws interrupted when Ctrl-C comes before there is any time, bad_input when there is nothing to
-/// measure.
+/// Measures everything. Throws interrupted when Ctrl-C comes before there is any time, bad_input when there is nothing
+/// to measure.
 [[nodiscard]] results measure(const settings& s, progress& shown);
 
 }  // namespace bench::roofline

@@ -107,9 +107,11 @@ json json_row(const row& o, const limits& l) {
 
 std::string header_text(const environment& e, const results& r) {
     const limits& l = r.limits;
-    std::string out = "nibble " + e.version + (e.commit.empty() ? "" : " (" + e.commit + ")") + ", " + e.compiler + ", Eigen " + e.eigen + "\n";
+    std::string out = "nibble " + e.version + (e.commit.empty() ? "" : " (" + e.commit + ")") + ", " + e.compiler +
+                      ", Eigen " + e.eigen + "\n";
     out += "CPU         " + e.cpu + ", " + std::to_string(e.cores) + " cores; products run at " + e.isa + "\n";
-    out += "memory      " + by_threads(l.read_gbytes_per_s, "GB/s read") + "; " + by_threads(l.fill_gbytes_per_s, "GB/s filled") + "\n";
+    out += "memory      " + by_threads(l.read_gbytes_per_s, "GB/s read") + "; " +
+           by_threads(l.fill_gbytes_per_s, "GB/s filled") + "\n";
     out += "8 MiB set   " + by_threads(l.cache_read_gbytes_per_s, "GB/s read") + "\n";
     out += "fp32 peak   " + by_threads(l.f32_gflops, "GFLOP/s") + "\n";
     out += "int8 peak   " + by_threads(l.int8_gops, "GOP/s") + "\n";
@@ -134,7 +136,8 @@ std::string product_table(const settings& s, const results& r, const shape& of, 
     std::vector<std::pair<std::string, std::string>> lines;
     std::map<std::tuple<std::string, std::string, index>, const row*> cells;
     for (const row& o : r.rows) {
-        if (o.kernel != kernel::product || o.shape_n != of.n || o.k != of.k || o.residency != where || o.threads != threads)
+        if (o.kernel != kernel::product || o.shape_n != of.n || o.k != of.k || o.residency != where ||
+            o.threads != threads)
             continue;
         const std::pair line(o.format, o.code.empty() ? o.isa : o.compute);
         if (std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
@@ -172,15 +175,17 @@ std::string other_table(const results& r) {
 
 std::string misses_text(const results& r) {
     const evaluation e = evaluate(r);
-    std::string out = "\n" + std::to_string(e.checked - e.misses.size()) + " of " + std::to_string(e.checked) + " targets are met";
+    std::string out =
+        "\n" + std::to_string(e.checked - e.misses.size()) + " of " + std::to_string(e.checked) + " targets are met";
     if (e.misses.empty()) return out + (e.checked == 0 ? ": none of the rows has one\n" : "\n");
     out += "; these rows miss one:\n";
     text_table table;
     table.add({"target", "format", "class", "isa", "shape", "M", "threads", "from", "is", "wanted", ""});
     for (const miss& m : e.misses) {
         const row& o = *m.of;
-        table.add({m.work, o.format, o.compute, o.isa, shape_of(o), o.m == 0 ? "-" : std::to_string(o.m), std::to_string(o.threads),
-                   name_of(o.residency), percent(m.got), (m.at_most ? "<= " : ">= ") + percent(m.wanted), ""});
+        table.add({m.work, o.format, o.compute, o.isa, shape_of(o), o.m == 0 ? "-" : std::to_string(o.m),
+                   std::to_string(o.threads), name_of(o.residency), fixed(100.0 * m.got, 1) + " %",
+                   (m.at_most ? "<= " : ">= ") + fixed(100.0 * m.wanted, 1) + " %", ""});
     }
     return out + table.text(1);
 }
@@ -199,15 +204,19 @@ std::string table_text(const environment& where, const settings& s, const result
         for (const residency from : s.residencies)
             for (const int threads : s.threads) out += product_table(s, r, of, from, threads);
     out += other_table(r);
-    out += "\nb: of the bandwidth, p: of the peak (int8 where the product runs on integers, else fp32); the nearer one is shown.\n"
-           "Bytes are the format's own; peaks are those of " + where.isa + ".\n";
+    out +=
+        "\nb: of the bandwidth, p: of the peak (int8 where the product runs on integers, else fp32); the nearer one is "
+        "shown.\n"
+        "Bytes are the format's own; peaks are those of " +
+        where.isa + ".\n";
     for (const std::string& note : r.notes) out += wrapped("note: ", note);
     if (!r.complete) out += "note: interrupted; rows that are missing were not measured\n";
     for (const row& o : r.rows)
         if (!o.wrong.empty())
-            out += wrapped("WRONG: ", std::string(name_of(o.kernel)) + " " + o.format + " " + o.compute + " " + shape_of(o) + " M = " +
-                                          std::to_string(o.m) + ", " + std::to_string(o.threads) + " threads, " +
-                                          name_of(o.residency) + ": " + o.wrong);
+            out +=
+                wrapped("WRONG: ", std::string(name_of(o.kernel)) + " " + o.format + " " + o.compute + " " +
+                                       shape_of(o) + " M = " + std::to_string(o.m) + ", " + std::to_string(o.threads) +
+                                       " threads, " + name_of(o.residency) + ": " + o.wrong);
     return out + misses_text(r);
 }
 

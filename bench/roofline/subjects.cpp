@@ -11,12 +11,46 @@ using nibble::index;
 // The one format that has targets and no recipe.
 constexpr const char* int4_per_channel = "int4_per_channel";
 
-constexpr const char* default_names[] = {
-    "int8_per_channel", "int8_zero_point", "int8_per_tensor", "int8_g32", "int6_g64", "int5_g64", "int4_g32",
-    "int4_g128", int4_per_channel, "int4_zero_g128", "int4_min_g64", "int4_hqq_g64", "int3_zero_g64", "int2_zero_g32",
-    "binary_g128", "ternary_twn", "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "iq4_xs", "iq4_nl", "nf4",
-    "nf4_double", "fp4", "af4", "mxfp4", "nvfp4", "mxfp6", "mxfp6_e3m2", "fp8_per_channel", "fp8_per_tensor",
-    "fp8_block128", "fp8_e5m2_per_channel", "fp8_e4m3fnuz_per_channel", "fp8_e5m2fnuz_per_channel", "bf16", "fp16"};
+constexpr const char* default_names[] = {"int8_per_channel",
+                                         "int8_zero_point",
+                                         "int8_per_tensor",
+                                         "int8_g32",
+                                         "int6_g64",
+                                         "int5_g64",
+                                         "int4_g32",
+                                         "int4_g128",
+                                         int4_per_channel,
+                                         "int4_zero_g128",
+                                         "int4_min_g64",
+                                         "int4_hqq_g64",
+                                         "int3_zero_g64",
+                                         "int2_zero_g32",
+                                         "binary_g128",
+                                         "ternary_twn",
+                                         "q8_0",
+                                         "q6_k",
+                                         "q5_k",
+                                         "q4_k",
+                                         "q3_k",
+                                         "q2_k",
+                                         "iq4_xs",
+                                         "iq4_nl",
+                                         "nf4",
+                                         "nf4_double",
+                                         "fp4",
+                                         "af4",
+                                         "mxfp4",
+                                         "nvfp4",
+                                         "mxfp6",
+                                         "mxfp6_e3m2",
+                                         "fp8_per_channel",
+                                         "fp8_per_tensor",
+                                         "fp8_block128",
+                                         "fp8_e5m2_per_channel",
+                                         "fp8_e4m3fnuz_per_channel",
+                                         "fp8_e5m2fnuz_per_channel",
+                                         "bf16",
+                                         "fp16"};
 
 }  // namespace
 
@@ -82,7 +116,8 @@ nibble::qmatrix replicator::make(index rows) const {
     }
     // 256 scales share one at the second level, and the block has a multiple of 256.
     if (plan_.scale.storage == nibble::scale_storage::double_quantized)
-        for (index s = 0; s < b.layout().supers; ++s) b.set_nested_absmax(s, block_.nested_absmax(s % block_.layout().supers));
+        for (index s = 0; s < b.layout().supers; ++s)
+            b.set_nested_absmax(s, block_.nested_absmax(s % block_.layout().supers));
     return std::move(b).finish();
 }
 

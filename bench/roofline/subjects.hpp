@@ -40,8 +40,8 @@ public:
 private:
     nibble::quantize_plan plan_;
     nibble::qmatrix block_;
-    std::vector<std::uint16_t> codes_;  // [row][k]
-    std::vector<std::uint8_t> bytes_;   // the same, of formats of at most 8 bits
+    std::vector<std::uint16_t> codes_;             // [row][k]
+    std::vector<std::uint8_t> bytes_;              // the same, of formats of at most 8 bits
     std::vector<std::uint32_t> scales_, offsets_;  // [row][group]
 };
 

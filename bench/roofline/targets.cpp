@@ -20,14 +20,18 @@ bool in(const row& r, std::string_view compute) { return r.compute == compute; }
 bool rounds_activations_or_f32(const row& r) { return in(r, "a8") || in(r, "a16") || in(r, "f32"); }
 
 // Scales of their own for each group, without an offset.
-bool plain(const row& r, std::string_view code) { return r.code == code && r.offset == "none" && r.scale != "two_level"; }
+bool plain(const row& r, std::string_view code) {
+    return r.code == code && r.offset == "none" && r.scale != "two_level";
+}
 bool int4(const row& r, index group) { return plain(r, "int4") && r.group == group; }
 bool int8(const row& r, index group) { return plain(r, "int8") && r.group == group; }
 bool int4_or_int8(const row& r, index group) { return int4(r, group) || int8(r, group); }
 bool k_quant(const row& r, index group) {
     return r.scale == "two_level" && r.decode == nibble::decode_class::integer && r.group == group;
 }
-bool integer_of_2_to_8_bits(const row& r) { return r.decode == nibble::decode_class::integer && r.bits >= 2 && r.bits <= 8; }
+bool integer_of_2_to_8_bits(const row& r) {
+    return r.decode == nibble::decode_class::integer && r.bits >= 2 && r.bits <= 8;
+}
 bool fp8(const row& r) { return std::string_view(r.code).substr(0, 4) == "fp8_"; }
 bool table_of_16(const row& r) { return r.decode == nibble::decode_class::table && r.bits == 4; }
 
@@ -48,38 +52,57 @@ constexpr target table[] = {
      [](r x) { return from_memory(x, 1) && integer_of_2_to_8_bits(x) && rounds_activations_or_f32(x); }},
     {"M = 1, memory: tables of 16 and fp8, f32", 0.75, read,
      [](r x) { return from_memory(x, 1) && in(x, "f32") && (table_of_16(x) || fp8(x)); }},
-    {"M = 2, memory: int4 a8", 0.90, read,
-     [](r x) { return from_memory(x, 2) && x.code == "int4" && in(x, "a8"); }},
-    {"M = 4, memory: int4 a8", 0.80, read,
-     [](r x) { return from_memory(x, 4) && x.code == "int4" && in(x, "a8"); }},
+    {"M = 2, memory: int4 a8", 0.90, read, [](r x) { return from_memory(x, 2) && x.code == "int4" && in(x, "a8"); }},
+    {"M = 4, memory: int4 a8", 0.80, read, [](r x) { return from_memory(x, 4) && x.code == "int4" && in(x, "a8"); }},
 
     {"M = 1, cache: int4 g32 a8", 0.60, cache_read, [](r x) { return from_cache(x, 1) && int4(x, 32) && in(x, "a8"); }},
-    {"M = 1, cache: int4 g32 f32", 0.40, cache_read, [](r x) { return from_cache(x, 1) && int4(x, 32) && in(x, "f32"); }},
-    {"M = 1, cache: int8 a8", 0.75, cache_read, [](r x) { return from_cache(x, 1) && plain(x, "int8") && in(x, "a8"); }},
-    {"M = 1, cache: int8 f32", 0.50, cache_read, [](r x) { return from_cache(x, 1) && plain(x, "int8") && in(x, "f32"); }},
+    {"M = 1, cache: int4 g32 f32", 0.40, cache_read,
+     [](r x) { return from_cache(x, 1) && int4(x, 32) && in(x, "f32"); }},
+    {"M = 1, cache: int8 a8", 0.75, cache_read,
+     [](r x) { return from_cache(x, 1) && plain(x, "int8") && in(x, "a8"); }},
+    {"M = 1, cache: int8 f32", 0.50, cache_read,
+     [](r x) { return from_cache(x, 1) && plain(x, "int8") && in(x, "f32"); }},
 
-    {"M = 16, cache: int4 g32 a8", 0.64, int8_peak, [](r x) { return from_cache(x, 16) && int4(x, 32) && in(x, "a8"); }},
-    {"M = 16, cache: int4 g128 a8", 0.82, int8_peak, [](r x) { return from_cache(x, 16) && int4(x, 128) && in(x, "a8"); }},
-    {"M = 16, cache: int4 per channel a8", 0.88, int8_peak, [](r x) { return from_cache(x, 16) && int4(x, 0) && in(x, "a8"); }},
-    {"M = 16, cache: int4 g32 f32", 0.22, int8_peak, [](r x) { return from_cache(x, 16) && int4(x, 32) && in(x, "f32"); }},
-    {"M = 16, cache: int4 g128 f32", 0.27, int8_peak, [](r x) { return from_cache(x, 16) && int4(x, 128) && in(x, "f32"); }},
-    {"M = 16, memory: int4 g32 a8", 0.8 * 0.64, int8_peak, [](r x) { return from_memory(x, 16) && int4(x, 32) && in(x, "a8"); }},
-    {"M = 16, memory: int4 g128 a8", 0.8 * 0.82, int8_peak, [](r x) { return from_memory(x, 16) && int4(x, 128) && in(x, "a8"); }},
-    {"M = 16, memory: int4 per channel a8", 0.8 * 0.88, int8_peak, [](r x) { return from_memory(x, 16) && int4(x, 0) && in(x, "a8"); }},
-    {"M = 16, memory: int4 g32 f32", 0.8 * 0.22, int8_peak, [](r x) { return from_memory(x, 16) && int4(x, 32) && in(x, "f32"); }},
-    {"M = 16, memory: int4 g128 f32", 0.8 * 0.27, int8_peak, [](r x) { return from_memory(x, 16) && int4(x, 128) && in(x, "f32"); }},
+    {"M = 16, cache: int4 g32 a8", 0.64, int8_peak,
+     [](r x) { return from_cache(x, 16) && int4(x, 32) && in(x, "a8"); }},
+    {"M = 16, cache: int4 g128 a8", 0.82, int8_peak,
+     [](r x) { return from_cache(x, 16) && int4(x, 128) && in(x, "a8"); }},
+    {"M = 16, cache: int4 per channel a8", 0.88, int8_peak,
+     [](r x) { return from_cache(x, 16) && int4(x, 0) && in(x, "a8"); }},
+    {"M = 16, cache: int4 g32 f32", 0.22, int8_peak,
+     [](r x) { return from_cache(x, 16) && int4(x, 32) && in(x, "f32"); }},
+    {"M = 16, cache: int4 g128 f32", 0.27, int8_peak,
+     [](r x) { return from_cache(x, 16) && int4(x, 128) && in(x, "f32"); }},
+    {"M = 16, memory: int4 g32 a8", 0.8 * 0.64, int8_peak,
+     [](r x) { return from_memory(x, 16) && int4(x, 32) && in(x, "a8"); }},
+    {"M = 16, memory: int4 g128 a8", 0.8 * 0.82, int8_peak,
+     [](r x) { return from_memory(x, 16) && int4(x, 128) && in(x, "a8"); }},
+    {"M = 16, memory: int4 per channel a8", 0.8 * 0.88, int8_peak,
+     [](r x) { return from_memory(x, 16) && int4(x, 0) && in(x, "a8"); }},
+    {"M = 16, memory: int4 g32 f32", 0.8 * 0.22, int8_peak,
+     [](r x) { return from_memory(x, 16) && int4(x, 32) && in(x, "f32"); }},
+    {"M = 16, memory: int4 g128 f32", 0.8 * 0.27, int8_peak,
+     [](r x) { return from_memory(x, 16) && int4(x, 128) && in(x, "f32"); }},
 
     {"M = 512: int4 g32 a8", 0.63, int8_peak, [](r x) { return product_at(x, 512) && int4(x, 32) && in(x, "a8"); }},
     {"M = 512: int4 g128 a8", 0.81, int8_peak, [](r x) { return product_at(x, 512) && int4(x, 128) && in(x, "a8"); }},
-    {"M = 512: int4 per channel a8", 0.87, int8_peak, [](r x) { return product_at(x, 512) && int4(x, 0) && in(x, "a8"); }},
-    {"M = 512: int8 per channel a8", 0.85, int8_peak, [](r x) { return product_at(x, 512) && int8(x, 0) && in(x, "a8"); }},
+    {"M = 512: int4 per channel a8", 0.87, int8_peak,
+     [](r x) { return product_at(x, 512) && int4(x, 0) && in(x, "a8"); }},
+    {"M = 512: int8 per channel a8", 0.85, int8_peak,
+     [](r x) { return product_at(x, 512) && int8(x, 0) && in(x, "a8"); }},
     {"M = 512: int8 g32 a8", 0.62, int8_peak, [](r x) { return product_at(x, 512) && int8(x, 32) && in(x, "a8"); }},
-    {"M = 512: K-quants of group 16 a8", 0.50, int8_peak, [](r x) { return product_at(x, 512) && k_quant(x, 16) && in(x, "a8"); }},
-    {"M = 512: K-quants of group 32 a8", 0.60, int8_peak, [](r x) { return product_at(x, 512) && k_quant(x, 32) && in(x, "a8"); }},
-    {"M = 512: int4, int8 g32 a16", 0.39, int8_peak, [](r x) { return product_at(x, 512) && int4_or_int8(x, 32) && in(x, "a16"); }},
-    {"M = 512: int4, int8 g128 a16", 0.42, int8_peak, [](r x) { return product_at(x, 512) && int4_or_int8(x, 128) && in(x, "a16"); }},
-    {"M = 512: int4, int8 g32 f32", 0.24, int8_peak, [](r x) { return product_at(x, 512) && int4_or_int8(x, 32) && in(x, "f32"); }},
-    {"M = 512: int4, int8 g128 f32", 0.29, int8_peak, [](r x) { return product_at(x, 512) && int4_or_int8(x, 128) && in(x, "f32"); }},
+    {"M = 512: K-quants of group 16 a8", 0.50, int8_peak,
+     [](r x) { return product_at(x, 512) && k_quant(x, 16) && in(x, "a8"); }},
+    {"M = 512: K-quants of group 32 a8", 0.60, int8_peak,
+     [](r x) { return product_at(x, 512) && k_quant(x, 32) && in(x, "a8"); }},
+    {"M = 512: int4, int8 g32 a16", 0.39, int8_peak,
+     [](r x) { return product_at(x, 512) && int4_or_int8(x, 32) && in(x, "a16"); }},
+    {"M = 512: int4, int8 g128 a16", 0.42, int8_peak,
+     [](r x) { return product_at(x, 512) && int4_or_int8(x, 128) && in(x, "a16"); }},
+    {"M = 512: int4, int8 g32 f32", 0.24, int8_peak,
+     [](r x) { return product_at(x, 512) && int4_or_int8(x, 32) && in(x, "f32"); }},
+    {"M = 512: int4, int8 g128 f32", 0.29, int8_peak,
+     [](r x) { return product_at(x, 512) && int4_or_int8(x, 128) && in(x, "f32"); }},
     {"M = 512: nf4, fp8, strict_f32", 0.75, f32_peak, [](r x) { return product_at(x, 512) && float_path(x); }},
 
     {"quantize: int8, int4, absmax and zero point", 0.80, read, [](r x) { return quantizes(x, false) && by_range(x); }},
@@ -164,7 +187,8 @@ private:
         if (next == nullptr || x.seconds.size() < 3 || next->seconds.size() < 3) return;
         const double doubt = x.uncertainty() + next->uncertainty();
         expect(x, "time of M = " + std::to_string(next->m), x.median() / next->median(), 1.0 + doubt, true);
-        expect(*next, "GFLOP/s of M = " + std::to_string(x.m), next->gflops() / x.gflops(), 1.0 - most_drop - doubt, false);
+        expect(*next, "GFLOP/s of M = " + std::to_string(x.m), next->gflops() / x.gflops(), 1.0 - most_drop - doubt,
+               false);
     }
 
     void against_product(const row& x) {

@@ -1,5 +1,5 @@
-// How near to the limits of the CPU every kind of work has to come, in one place. Rows are measured against them at every
-// instruction-set level.
+// How near to the limits of the CPU every kind of work has to come, in one place. Rows are measured against them at
+// every instruction-set level.
 #pragma once
 
 #include <span>
