@@ -80,7 +80,11 @@ std::vector<Eigen::Index> spread_rows(Eigen::Index total, Eigen::Index count) {
 
 verdict check_product(const row_matrix& decoded, Eigen::Index group_size, const Eigen::MatrixXf& x,
                       const Eigen::MatrixXf& y, nibble::compute c) {
-    const Eigen::MatrixXd reference = reference_product(decoded, x);
+    return check_product(decoded, group_size, x, y, c, reference_product(decoded, x));
+}
+
+verdict check_product(const row_matrix& decoded, Eigen::Index group_size, const Eigen::MatrixXf& x,
+                      const Eigen::MatrixXf& y, nibble::compute c, const Eigen::MatrixXd& reference) {
     const double norm = reference.norm();
     const double difference = (y.cast<double>() - reference).norm();
     const double steps = activation_steps(c);

@@ -37,5 +37,8 @@ struct verdict {
 /// Compares y = w x (the rows that `decoded` holds) with the reference.
 [[nodiscard]] verdict check_product(const row_matrix& decoded, Eigen::Index group_size, const Eigen::MatrixXf& x,
                                     const Eigen::MatrixXf& y, nibble::compute c);
+/// The same with a reference that is at hand: reference_product(decoded, x).
+[[nodiscard]] verdict check_product(const row_matrix& decoded, Eigen::Index group_size, const Eigen::MatrixXf& x,
+                                    const Eigen::MatrixXf& y, nibble::compute c, const Eigen::MatrixXd& reference);
 
 }  // namespace bench

@@ -1,5 +1,5 @@
 // nibble_bench: which format shall I take? Compares them on real weights and activations; ./bench/run builds and runs
-// it.
+// it. `nibble_bench roofline`: how near do the kernels come to what this CPU can do?
 //
 // Exit codes: 0 all is well; 1 an option, a file or the disk is wrong; 2 a product disagrees with the reference;
 // 130 Ctrl-C.
@@ -14,6 +14,8 @@
 #include "options.hpp"
 #include "output_file.hpp"
 #include "report.hpp"
+#include "roofline/roofline_options.hpp"
+#include "roofline/roofline_report.hpp"
 
 namespace {
 
@@ -50,6 +52,26 @@ int run(const bench::command_line& line) {
     return measured.complete ? 0 : interrupted_code;
 }
 
+int run_roofline(const bench::roofline::command_line& line) {
+    bench::roofline::settings s = bench::roofline::check_settings(line);
+#if defined(NIBBLE_BENCH_NATIVE_EIGEN)
+    if (!line.no_native) s.native_program = NIBBLE_BENCH_NATIVE_EIGEN;
+#endif
+    std::unique_ptr<bench::output_file> json;
+    if (line.json) json = std::make_unique<bench::output_file>(line.json_file);
+
+    bench::catch_interrupts();
+    bench::progress shown;
+    const bench::roofline::results measured = bench::roofline::measure(s, shown);
+    shown.clear();
+
+    const bench::environment where = bench::describe_environment();
+    if (json) json->commit(bench::roofline::json_text(where, s, measured));
+    bench::print(bench::roofline::table_text(where, s, measured));
+    if (measured.any_wrong()) return wrong_code;
+    return measured.complete ? 0 : interrupted_code;
+}
+
 int complain(const char* what) {
     std::fprintf(stderr, "nibble_bench: %s\n", what);
     return bad_input_code;
@@ -62,15 +84,22 @@ int main(int argc, char** argv) {
         CLI::App app;
         bench::command_line line;
         bench::describe_options(app, line);
+        bench::roofline::command_line roofline_line;
+        CLI::App* const roofline = app.add_subcommand("roofline");
+        bench::roofline::describe_options(*roofline, roofline_line);
         try {
             app.parse(argc, argv);
+            if (roofline->parsed())
+                for (const CLI::Option* o : app.get_options())
+                    if (o->count() != 0)
+                        throw CLI::ExtrasError({o->get_name() + " before roofline belongs to the comparison"});
         } catch (const CLI::CallForHelp&) {
             bench::print(app.help());
             return 0;
         } catch (const CLI::ParseError& e) {
             return complain((std::string(e.what()) + " (--help lists the options)").c_str());
         }
-        return run(line);
+        return roofline->parsed() ? run_roofline(roofline_line) : run(line);
     } catch (const bench::interrupted& e) {
         complain(e.what());
         return interrupted_code;

@@ -15,14 +15,6 @@ constexpr Eigen::Index largest_side = 65536;
 constexpr Eigen::Index largest_batch = 4096;
 constexpr double most_memory = 3.5e9;
 
-// A whole number between 1 and `largest`, or nothing.
-std::optional<Eigen::Index> positive(std::string_view text, Eigen::Index largest) {
-    Eigen::Index value = 0;
-    const auto [end, why] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (why != std::errc{} || end != text.data() + text.size() || value < 1 || value > largest) return std::nullopt;
-    return value;
-}
-
 const nibble::recipe& format_named(const std::string& name) {
     if (const nibble::recipe* r = recipe_named(name)) return *r;
     throw bad_input("--format: there is no format '" + name + "'; there are " + known_formats());
@@ -37,6 +29,40 @@ std::vector<const nibble::recipe*> formats_of(const std::vector<std::string>& na
     if (names.empty())
         for (const nibble::recipe& r : nibble::recipes()) formats.push_back(&r);
     return formats;
+}
+
+void read_shape(const std::string& text, settings& s) {
+    const std::size_t cross = text.find('x');
+    const auto rows = whole_number(std::string_view(text).substr(0, cross), largest_side);
+    const auto cols =
+        cross == std::string::npos ? std::nullopt : whole_number(std::string_view(text).substr(cross + 1), largest_side);
+    if (!rows || !cols)
+        throw bad_input("--shape: expected ROWSxCOLUMNS such as 4096x4096, each from 1 to " +
+                        std::to_string(largest_side) + ", found '" + text + "'");
+    s.rows = *rows;
+    s.cols = *cols;
+}
+
+void read_batches(const std::string& text, settings& s) {
+    s.batches.clear();
+    for (std::size_t first = 0; first <= text.size();) {
+        const std::size_t comma = (std::min)(text.find(',', first), text.size());
+        const auto m = whole_number(std::string_view(text).substr(first, comma - first), largest_batch);
+        if (!m)
+            throw bad_input("--batch: expected numbers of columns such as 1,128, each from 1 to " +
+                            std::to_string(largest_batch) + ", found '" + text + "'");
+        if (std::find(s.batches.begin(), s.batches.end(), *m) == s.batches.end()) s.batches.push_back(*m);
+        first = comma + 1;
+    }
+}
+
+}  // namespace
+
+std::optional<Eigen::Index> whole_number(std::string_view text, Eigen::Index largest) {
+    Eigen::Index value = 0;
+    const auto [end, why] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (why != std::errc{} || end != text.data() + text.size() || value < 1 || value > largest) return std::nullopt;
+    return value;
 }
 
 nibble::compute compute_named(const std::string& name) {
@@ -62,33 +88,6 @@ void set_isa(const std::string& name) {
     throw bad_input("--isa: expected one of " + known + ", which this CPU can run, found '" + name + "'");
 }
 
-void read_shape(const std::string& text, settings& s) {
-    const std::size_t cross = text.find('x');
-    const auto rows = positive(std::string_view(text).substr(0, cross), largest_side);
-    const auto cols =
-        cross == std::string::npos ? std::nullopt : positive(std::string_view(text).substr(cross + 1), largest_side);
-    if (!rows || !cols)
-        throw bad_input("--shape: expected ROWSxCOLUMNS such as 4096x4096, each from 1 to " +
-                        std::to_string(largest_side) + ", found '" + text + "'");
-    s.rows = *rows;
-    s.cols = *cols;
-}
-
-void read_batches(const std::string& text, settings& s) {
-    s.batches.clear();
-    for (std::size_t first = 0; first <= text.size();) {
-        const std::size_t comma = (std::min)(text.find(',', first), text.size());
-        const auto m = positive(std::string_view(text).substr(first, comma - first), largest_batch);
-        if (!m)
-            throw bad_input("--batch: expected numbers of columns such as 1,128, each from 1 to " +
-                            std::to_string(largest_batch) + ", found '" + text + "'");
-        if (std::find(s.batches.begin(), s.batches.end(), *m) == s.batches.end()) s.batches.push_back(*m);
-        first = comma + 1;
-    }
-}
-
-}  // namespace
-
 const nibble::recipe* recipe_named(std::string_view name) {
     if (const nibble::recipe* r = nibble::find_recipe(name)) return r;
     const nibble::code_format* f = nibble::find_format(name);
@@ -104,6 +103,7 @@ void describe_options(CLI::App& app, command_line& line) {
         "sample of every format per round, in a new random order each, as many rounds as the time budget allows\n"
         "(at least 3, at most 25). quantize is timed on 256 rows. Every product is first compared with plain loops\n"
         "in double: a format that disagrees shows WRONG.\n\n"
+        "`nibble_bench roofline` measures kernels against the limits of this CPU instead; it has options of its own.\n\n"
         "Exit codes: 0 well, 1 an option, file or disk is wrong, 2 a product is wrong, 130 Ctrl-C");
     app.add_option("--format", line.formats, "formats to compare, a,b,c (default: all of --list)")
         ->delimiter(',')

@@ -1,7 +1,9 @@
 // The command line: what may be said, and whether it makes sense.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "compare.hpp"
@@ -35,6 +37,13 @@ void describe_options(CLI::App& app, command_line& line);
 
 /// The recipe that a name stands for: the recipe of that name, or the usual one of the code format. Null if unknown.
 [[nodiscard]] const nibble::recipe* recipe_named(std::string_view name);
+
+/// A whole number between 1 and `largest`, or nothing.
+[[nodiscard]] std::optional<Eigen::Index> whole_number(std::string_view text, Eigen::Index largest);
+
+/// What --compute and --isa mean. Both throw bad_input listing what there is.
+[[nodiscard]] nibble::compute compute_named(const std::string& name);
+void set_isa(const std::string& name);
 
 /// Turns text into settings, and sets the instruction set. Throws bad_input saying what was expected.
 [[nodiscard]] settings check_settings(const command_line& line);

@@ -12,6 +12,7 @@
 #include "eigen_products.hpp"
 #include "nibble_git_commit.hpp"
 #include "options.hpp"
+#include "text_table.hpp"
 
 namespace bench {
 namespace {
@@ -22,7 +23,6 @@ constexpr double near_lossless_db = 30.0;
 constexpr double small_bits = 4.6;
 // Times whose median is known no better than this are marked.
 constexpr double uncertain = 0.05;
-constexpr std::size_t text_width = 120;
 
 std::string number(double x, int decimals) {
     if (std::isnan(x)) return "-";
@@ -43,57 +43,7 @@ std::string milliseconds(double ms) { return number(ms, ms >= 100.0 ? 0 : ms >= 
 
 std::string shape_of(Eigen::Index rows, Eigen::Index cols) { return std::to_string(rows) + "x" + std::to_string(cols); }
 
-// --- tables ------------------------------------------------------------------------------------------------------
-
-// Columns as wide as their widest cell; the first and the last one to the left, numbers to the right.
-class text_table {
-public:
-    void add(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
-
-    [[nodiscard]] std::string text(std::size_t header_rows) const {
-        std::vector<std::size_t> width;
-        for (const auto& cells : rows_) {
-            width.resize((std::max)(width.size(), cells.size()));
-            for (std::size_t c = 0; c < cells.size(); ++c) width[c] = (std::max)(width[c], cells[c].size());
-        }
-        std::string out;
-        for (std::size_t i = 0; i < rows_.size(); ++i) {
-            std::string line;
-            for (std::size_t c = 0; c < rows_[i].size(); ++c) {
-                const std::string& cell = rows_[i][c];
-                const std::string space(width[c] - cell.size(), ' ');
-                const bool left = c == 0 || c + 1 == width.size();
-                line += (c == 0 ? "" : "  ") + (left ? cell + space : space + cell);
-            }
-            out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
-            if (i + 1 == header_rows) {
-                std::size_t all = 2 * (width.size() - 1);
-                for (const std::size_t w : width) all += w;
-                out += std::string(all, '-') + "\n";
-            }
-        }
-        return out;
-    }
-
-private:
-    std::vector<std::vector<std::string>> rows_;
-};
-
-// Words of a paragraph in lines of text_width: `label` before the first line, as many spaces before the others.
-std::string wrapped(const std::string& label, const std::string& paragraph) {
-    std::string out;
-    std::string line = label;
-    std::istringstream words(paragraph);
-    for (std::string word; words >> word;) {
-        if (line.size() > label.size() && line.size() + 1 + word.size() > text_width) {
-            out.append(line).append("\n");
-            line.assign(label.size(), ' ');
-        }
-        if (line.size() > label.size()) line += " ";
-        line += word;
-    }
-    return out.append(line).append("\n");
-}
+// --- tables ---------------------------------------------------------------------------------------------------------
 
 double speedup(const report& r, const row& of, std::size_t batch) {
     return r.measured.eigen().products[batch].median() / of.products[batch].median();

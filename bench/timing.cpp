@@ -72,18 +72,19 @@ double round_plan::time_left(double now, double round, int done) const noexcept 
 
 double samples::median() const { return median_of(cpu_ms); }
 
-double samples::uncertainty() const {
-    if (cpu_ms.size() < 3) return 1.0;
-    std::vector<double> sorted = cpu_ms;
-    std::sort(sorted.begin(), sorted.end());
-    const auto quantile = [&sorted](double q) {
-        const double at = q * static_cast<double>(sorted.size() - 1);
+double uncertainty_of(std::vector<double> values) {
+    if (values.size() < 3) return 1.0;
+    std::sort(values.begin(), values.end());
+    const auto quantile = [&values](double q) {
+        const double at = q * static_cast<double>(values.size() - 1);
         const auto below = static_cast<std::size_t>(at);
-        const std::size_t above = (std::min)(below + 1, sorted.size() - 1);
-        return sorted[below] + (at - static_cast<double>(below)) * (sorted[above] - sorted[below]);
+        const std::size_t above = (std::min)(below + 1, values.size() - 1);
+        return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
     };
-    return 1.57 * (quantile(0.75) - quantile(0.25)) / std::sqrt(static_cast<double>(sorted.size())) / median();
+    return 1.57 * (quantile(0.75) - quantile(0.25)) / std::sqrt(static_cast<double>(values.size())) / quantile(0.5);
 }
+
+double samples::uncertainty() const { return uncertainty_of(cpu_ms); }
 
 int time_rounds(const std::vector<contender>& contenders, const round_plan& plan, progress& shown) {
     initialize_library();

@@ -23,6 +23,8 @@ struct samples {
 
 /// The median of numbers; NaN of none.
 [[nodiscard]] double median_of(std::vector<double> values);
+/// What samples::uncertainty() says, of any numbers.
+[[nodiscard]] double uncertainty_of(std::vector<double> values);
 
 struct contender {
     std::string name;           ///< for the status line
