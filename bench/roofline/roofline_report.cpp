@@ -16,6 +16,10 @@ namespace bench::roofline {
 namespace {
 
 using nibble::index;
+
+// More than this of a limit is no noise of an idle machine.
+constexpr double beyond_limit = 1.05;
+
 using json = nlohmann::ordered_json;
 
 std::string fixed(double x, int decimals) {
@@ -209,6 +213,14 @@ std::string table_text(const environment& where, const settings& s, const result
         "shown.\n"
         "Bytes are the format's own; peaks are those of " +
         where.isa + ".\n";
+    const auto beyond = std::count_if(r.rows.begin(), r.rows.end(), [&r](const row& o) {
+        return o.wrong.empty() &&
+               (o.fraction_of_bandwidth(r.limits) > beyond_limit || o.fraction_of_peak(r.limits) > beyond_limit);
+    });
+    if (beyond != 0)
+        out +=
+            "note: " + std::to_string(beyond) +
+            " rows are beyond a limit, so other programs slowed the probes down: do not trust fractions of this run\n";
     for (const std::string& note : r.notes) out += wrapped("note: ", note);
     if (!r.complete) out += "note: interrupted; rows that are missing were not measured\n";
     for (const row& o : r.rows)

@@ -6,7 +6,7 @@
 //
 // x = scale * (a - zero). The rule is that of weights, the same bits on every instruction set:
 //
-//   dynamic i8   scale = RN(amax / 127), zero = 0, a in [-127, 127]
+//   dynamic i8   scale = RN(amax / 127), zero = 0; so a is in [-127, 127]
 //   dynamic u8   of the range with zero in it: scale = RN((max - min) / 255), zero = clamp(-RNE(RN(min / scale)), 0, 255)
 //   both         scale is at least 2^-126, so that its inverse is finite; a column of zeros has codes equal to its zero point
 //   static       scale and zero of the caller
@@ -299,7 +299,6 @@ NIBBLE_API quantized_activations quantize_activations(const const_view& x, const
     a.zeros_.assign(count, rule.zero);
     a.own_.resize(static_cast<std::size_t>(detail::checked_product(x.rows, x.cols)));
     const detail::kernel_table& kernels = detail::active_kernels();
-    const int low = rule.dynamic && rule.type == activation_type::i8 ? -127 : lowest_code(rule.type);
     std::vector<float> column(static_cast<std::size_t>(x.rows));
     for (index j = 0; j < x.cols; ++j) {
         detail::load_block({x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride}, 0, x.rows, 0, 1, column.data(), 1);
@@ -318,7 +317,7 @@ NIBBLE_API quantized_activations quantize_activations(const const_view& x, const
                 a.scales_[at] = grid.scale;
                 a.zeros_[at] = static_cast<int>(grid.offset);
             }
-            detail::encode_activations(kernels, from, n, detail::inverse_of(a.scales_[at]), a.zeros_[at], low, highest_code(rule.type),
+            detail::encode_activations(kernels, from, n, detail::inverse_of(a.scales_[at]), a.zeros_[at], lowest_code(rule.type), highest_code(rule.type),
                                        a.own_.data() + j * x.rows + first);
         }
     }

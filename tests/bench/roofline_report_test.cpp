@@ -147,6 +147,7 @@ TEST_CASE("the text has the limits, the products and the misses") {
     CHECK(has(text, "M = 1, memory: integers of 2 to 8 bits"));
     CHECK(has(text, ">= 90.0 %"));
     CHECK_FALSE(has(text, "interrupted"));
+    CHECK_FALSE(has(text, "beyond a limit"));
 
     m.measured.complete = false;
     m.measured.notes = {"no native Eigen"};
@@ -157,4 +158,10 @@ TEST_CASE("the text has the limits, the products and the misses") {
     CHECK(has(text, "note: no native Eigen"));
     CHECK(has(text, "\n2 of 2 targets are met\n"));
     CHECK(m.json()["header"]["complete"] == false);
+}
+
+TEST_CASE("rows beyond a limit say that the limits cannot be trusted") {
+    made_up m;
+    m.measured.rows[0].seconds = {0.4};  // 12.5 GB/s, and memory gave 10
+    CHECK(has(m.text(), "note: 1 rows are beyond a limit"));
 }

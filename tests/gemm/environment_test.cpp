@@ -81,6 +81,7 @@ private:
 
 /// Numbers at which rounding and flushing show: ordinary, subnormal, zero, with outliers, and of both extremes.
 MatrixXf activations(Index k) {
+    const reference::default_environment environment;  // a host with -ffast-math flushes
     MatrixXf x = data::matrix(k, 9, 1);
     x.col(1) *= 0x1p-130f;
     x.col(2) *= 0x1p-126f;

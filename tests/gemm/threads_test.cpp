@@ -46,7 +46,7 @@ TEST_CASE("any number of threads gives the bits of one", "[gemm][threads]") {
                     nibble::gemm_options options{.compute = c, .bias = bias, .accumulate = true};
                     const MatrixXf before = data::matrix(n, m, 6);
                     MatrixXf wanted = before;
-                    nibble::gemm(w, x, wanted, options);
+                    for (Index j = 0; j < m; ++j) nibble::gemm(w, x.col(j), wanted.col(j), options);  // one thread, one by one
                     nibble::workspace scratch;
                     options.workspace = &scratch;
                     for (int threads = 1; threads <= 5; ++threads) {

@@ -170,6 +170,33 @@ TEST_CASE("requantized products are exact rational arithmetic", "[integer_gemm][
     CHECK(saturated > 1000);
 }
 
+TEST_CASE("large sums at the edge of two outputs", "[integer_gemm][requantize]") {
+    // Weights are zero, so the sum is the bias; it sits within one of (t + 1/2) / M, where the last bits of M decide.
+    tally t;
+    int saturated = 0;
+    data::random r(9);
+    for (int round = 0; round < 20; ++round) {
+        nibble::qmatrix_builder b(48, 1, nibble::int8::format, nibble::scales::f32, offset_kind::none, {1, 0});
+        const auto activation_scale = static_cast<float>(1.0 + r.unit());
+        const auto output_scale = static_cast<float>(std::ldexp(1.0 + r.unit(), 24));
+        std::vector<std::int32_t> bias(48);
+        for (Index n = 0; n < 48; ++n) {
+            const auto scale = static_cast<float>(1.0 + r.unit());
+            b.set_scale(n, 0, nibble::detail::bits_of(scale));
+            b.set_code(n, 0, 128);
+            const double m = static_cast<double>(scale) * static_cast<double>(activation_scale) / static_cast<double>(output_scale);
+            const double edge = (static_cast<double>(r.below(60)) - 30.5) / m;
+            bias[static_cast<std::size_t>(n)] = static_cast<std::int32_t>(std::llround(edge)) + static_cast<std::int32_t>(n % 3) - 1;
+        }
+        const qmatrix w = std::move(b).finish();
+        const ref::int8_matrix a = ref::int8_matrix::Constant(1, 1, 1);
+        compare<std::int8_t>("edges", w, nibble::wrap_activations(a, activation_scale), {.scale = output_scale, .zero = 0, .bias = bias}, t, saturated);
+    }
+    INFO(t.report());
+    CHECK(t.failures() == 0);
+    CHECK(saturated == 0);
+}
+
 TEST_CASE("ties of whole products go up", "[integer_gemm][requantize]") {
     // Scales are powers of two, so every odd sum over 2 is a tie.
     nibble::qmatrix_builder b(2, 1, nibble::int8::format, nibble::scales::f32, offset_kind::none, {1, 0});
