@@ -299,8 +299,9 @@ private:
                 r.integer_sums = c != nibble::compute::strict_f32 && w.what.plan.format->integral();
                 r.operations = 2.0 * static_cast<double>(r.n) * static_cast<double>(r.k) * static_cast<double>(r.m);
                 r.bytes = static_cast<double>(w.copies.front().bytes());
-                const nibble::gemm_options how{c, &scratch_,
-                                               at.threads > 1 ? executors_.at(at.threads).get() : nullptr};
+                const nibble::gemm_options how{.compute = c,
+                                               .workspace = &scratch_,
+                                               .executor = at.threads > 1 ? executors_.at(at.threads).get() : nullptr};
                 const auto once = [this, &w, how, m = at.m] {
                     const nibble::qmatrix& q = w.turn();
                     nibble::gemm(q, x_.leftCols(m), y_.topLeftCorner(q.rows(), m), how);

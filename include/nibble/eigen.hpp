@@ -4,6 +4,9 @@
 // Other expressions (A + B, A.cast<float>(), A * B) are evaluated once into a temporary.
 #pragma once
 
+#include <span>
+#include <type_traits>
+
 #include <Eigen/Core>
 
 #include "view.hpp"
