@@ -204,12 +204,12 @@ public:
         int exponent = 0;
         const bool digits = path_.digits > 0;
         const prepared_column to{digits ? s.q : nullptr, digits ? nullptr : s.prepared, s.activation_scale, s.sum, s.total, &exponent};
-        carried_[j] = prepare_column(*kernels_, s.x, blocks_, w_->cols(), path_, w_->exponent(), to) ? 1 : 0;
-        pack(j, to);
+        pack(j, to, prepare_column(*kernels_, s.x, blocks_, w_->cols(), path_, w_->exponent(), to));
     }
 
-    /// Packs a column that was prepared before.
-    NIBBLE_NOINLINE void pack(index j, const prepared_column& from) noexcept {
+    /// Packs a column that was prepared before. One that is not carried is left to strict_f32.
+    NIBBLE_NOINLINE void pack(index j, const prepared_column& from, bool carried = true) noexcept {
+        carried_[j] = carried ? 1 : 0;
         exponent_[j] = *from.exponent;
         if (path_.digits > 0) pack_digits(j, from);
         else pack_floats(j, from.x, false);
@@ -222,7 +222,6 @@ public:
     }
 
     [[nodiscard]] bool carried(index j) const noexcept { return carried_[j] != 0; }
-    void set_carried(index j, bool carried) noexcept { carried_[j] = carried ? 1 : 0; }
 
     /// Units of work [first, last) times all columns, to Y. chosen: the columns of Y, or all. Columns that are not carried
     /// are left to strict_f32: an output that is added to must be written once.

@@ -131,8 +131,7 @@ private:
         if (c.path.strict || scaled_otherwise) {
             p.take_column(j, a.raw(column), s);
         } else {
-            p.pack(j, const_cast<prepared_activations&>(a).column(column, p.blocks()));  // only read
-            p.set_carried(j, a.carried(column));
+            p.pack(j, const_cast<prepared_activations&>(a).column(column, p.blocks()), a.carried(column));  // only read
         }
     }
 

@@ -133,7 +133,7 @@ NIBBLE_INLINE void expand_nested(const scale_source& s, std::ptrdiff_t first, st
         if (stays == 0) stays = nested_line(s, first + i, absmax);
         const lanes_int u = integer_line<8>(s.scales + (first + i) * s.scale_line, 8, s.shared);
         const lanes product = multiply(gather(signed_dynamic_map.values.data(), u), load(absmax));
-        const lanes value = add(product, set(s.tensor_scale));
+        const lanes value = add(rounded(product), set(s.tensor_scale));
         put_scale(e, i, value);
         if (s.offset_bits > 0)
             put_offset(e, i, value, to_lanes(integer_line<0>(s.offsets + (first + i) * s.offset_line, s.offset_bits, s.shared)));
