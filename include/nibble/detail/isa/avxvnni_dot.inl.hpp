@@ -13,7 +13,7 @@ struct dot_kind {
     static constexpr bool reads_nibbles = true;
     static constexpr int chunk = 1;
     static constexpr int streams(int digits) noexcept { return digits; }
-    static constexpr int columns(int digits) noexcept { return digits == 1 ? 4 : 2; }
+    static constexpr int columns(int digits) noexcept { return digits == 1 ? 4 : digits == 2 ? 2 : 1; }  // 12 accumulators and nibbles spill
 
     template <int I>
     NIBBLE_INLINE static void one(lanes_int* d, const lanes_int* w, const std::uint8_t* a) noexcept {
