@@ -226,6 +226,7 @@ public:
     /// Units of work [first, last) times all columns, to Y. chosen: the columns of Y, or all. Columns that are not carried
     /// are left to strict_f32: an output that is added to must be written once.
     NIBBLE_NOINLINE void run(index first, index last, const task_scratch& s, const output& y, const index* chosen) noexcept {
+        if (m_ == 0) return;
         const epilogue_table& epilogues = active_epilogues();
         const index panels = w_->layout().panels;
         for (index p = first * panels_; p < (std::min)(last * panels_, panels); p += panels_) {
@@ -245,6 +246,7 @@ public:
     /// The exact sums of (u - z) q of the panels of one unit of work, [panel][column] lines. For matrices of one group and
     /// one digit; the caller has bounded K.
     NIBBLE_NOINLINE void sum(index unit, const task_scratch& s, std::int32_t* lines) const noexcept {
+        if (m_ == 0) return;
         std::memset(lines, 0, static_cast<std::size_t>(panels_ * 16 * m_) * 4);
         for (index b = 0; b < blocks_.count();) b += multiply_digits(unit * panels_, b, s, lines);
     }

@@ -55,6 +55,7 @@ public:
     }
 
     NIBBLE_NOINLINE void run(index slab, const scratch& s, const output& to) noexcept {
+        if (m_ == 0) return;
         const index first = slab * slab_blocks;
         const index last = (std::min)(blocks_, first + slab_blocks);
         std::memset(s.accumulator, 0, static_cast<std::size_t>((last - first) * 16 * m_) * 4);
