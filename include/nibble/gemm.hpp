@@ -267,7 +267,10 @@ template <eigen_expression X>
 }
 
 /// In words: what a product of w with m columns computes and by which kernels of which level, and why.
-[[nodiscard]] inline std::string explain(const qmatrix& w, index m, const gemm_options& options = {}) {
+[[nodiscard]] NIBBLE_API std::string explain(const qmatrix& w, index m, const gemm_options& options = {});
+
+#if NIBBLE_DEFINE_API
+NIBBLE_API std::string explain(const qmatrix& w, index m, const gemm_options& options) {
     const detail::product_path path = detail::path_of(w.format(), options.compute);
     std::string text = w.name() + " " + detail::shape_text(w.rows(), w.cols()) + " x " + std::to_string(m) + " columns, class " +
                        name_of(options.compute) + ": ";
@@ -284,5 +287,6 @@ template <eigen_expression X>
     if (path.digits == 3) text += ", or with an outlier beyond about 2^15 times its neighbours,";
     return text + " go to strict_f32. Level " + name_of(active_isa()) + ": " + detail::product(w, m, path).describe();
 }
+#endif
 
 }  // namespace nibble
