@@ -213,7 +213,7 @@ public:
         exponent_[j] = *from.exponent;
         if (path_.digits > 0) pack_digits(j, from);
         else pack_floats(j, from.x, false);
-        const tile t = tile_of(j);
+        const tile_place t = tile_of(tile_, m_, j);
         for (index b = 0; b < blocks_.count(); ++b) {
             const index at = t.first * blocks_.count() + b * t.columns + (j - t.first);
             scale_[at] = from.scale[b];
@@ -255,29 +255,13 @@ public:
     [[nodiscard]] int unit_panels() const noexcept { return panels_; }
 
 private:
-    struct tile {
-        index first;
-        int columns;
-    };
-
     [[nodiscard]] integer_map integers_of_path() const noexcept {
         return path_.digits > 0 ? integers_of(w_->format(), w_->offset_type()) : integer_map{};
     }
     [[nodiscard]] index bias_of_column() const noexcept { return path_.digits == 3 ? 2 : 1; }
 
-    /// The tile that column j belongs to: full ones, then ever narrower ones.
-    [[nodiscard]] tile tile_of(index j) const noexcept {
-        index first = j / tile_ * tile_;
-        int columns = tile_columns(tile_, m_ - first);
-        while (j >= first + columns) {
-            first += columns;
-            columns = tile_columns(tile_, m_ - first);
-        }
-        return {first, columns};
-    }
-
     void pack_digits(index j, const prepared_column& from) noexcept {
-        const tile t = tile_of(j);
+        const tile_place t = tile_of(tile_, m_, j);
         const index quads = blocks_.positions() / 4;
         const index step = stream_bytes_ * t.columns;
         std::uint8_t* base = streams_ + stream_bytes_ * (t.first * quads + (j - t.first));
@@ -295,7 +279,7 @@ private:
 
     /// natural: x is a row of columns; else of positions.
     void pack_floats(index j, const float* x, bool natural) noexcept {
-        const tile t = tile_of(j);
+        const tile_place t = tile_of(tile_, m_, j);
         float* base = reinterpret_cast<float*>(streams_) + t.first * blocks_.positions() + (j - t.first);
         for (index b = 0; b < blocks_.count(); ++b) {
             const float* from = x + (natural ? blocks_.begin(b) : blocks_.position(b));

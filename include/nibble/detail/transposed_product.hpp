@@ -44,14 +44,9 @@ public:
     /// Packs column j of Y: [tile][n][column].
     NIBBLE_NOINLINE void take_column(index j, const const_view& y, const scratch& s) noexcept {
         load_block(y, 0, y.rows, 0, 1, s.y, 1);
-        index first = j / tile_ * tile_;
-        int columns = tile_columns(tile_, m_ - first);
-        while (j >= first + columns) {
-            first += columns;
-            columns = tile_columns(tile_, m_ - first);
-        }
-        float* to = streams_ + first * w_->rows() + (j - first);
-        for (index n = 0; n < w_->rows(); ++n) to[n * columns] = s.y[n];
+        const tile_place t = tile_of(tile_, m_, j);
+        float* to = streams_ + t.first * w_->rows() + (j - t.first);
+        for (index n = 0; n < w_->rows(); ++n) to[n * t.columns] = s.y[n];
     }
 
     NIBBLE_NOINLINE void run(index slab, const scratch& s, const output& to) noexcept {

@@ -8,7 +8,7 @@
 
 namespace nibble::inline NIBBLE_ABI::detail {
 
-/// Where the scales and offsets of one panel lie and what they mean (scale.hpp). Made by qmatrix::scale_source_of.
+/// Where the scales and offsets of one panel lie and what they mean (scale.hpp). Made by qmatrix::scales_of.
 struct scale_source {
     const std::uint8_t* scales;    // the first line of the panel
     const std::uint8_t* offsets;
@@ -88,6 +88,21 @@ struct value_run {
     const float* scale;            // lines; null: values are weights, and one chain runs through all sub-blocks
     std::ptrdiff_t scale_step;
 };
+
+/// The tile that column j of `columns` belongs to: full ones, then ever narrower ones.
+struct tile_place {
+    std::ptrdiff_t first;
+    int columns;
+};
+[[nodiscard]] constexpr tile_place tile_of(int full, std::ptrdiff_t columns, std::ptrdiff_t j) noexcept {
+    tile_place t{j / full * full, 0};
+    t.columns = tile_columns(full, columns - t.first);
+    while (j >= t.first + t.columns) {
+        t.first += t.columns;
+        t.columns = tile_columns(full, columns - t.first);
+    }
+    return t;
+}
 
 /// Products of 4-bit codes through a table of floats, for few columns: two panels at once, codes in registers.
 struct table_run {
