@@ -92,16 +92,18 @@ NIBBLE_OUTLINE lanes_int set_int(std::int32_t y) noexcept {
     return x;
 }
 NIBBLE_OUTLINE lanes_int zero_int() noexcept { return set_int(0); }
+/// Modulo 2^32, as the vector instructions add: the bits of a NaN are an integer, too.
+constexpr std::int32_t wrapped(std::uint32_t x) noexcept { return static_cast<std::int32_t>(x); }
 NIBBLE_OUTLINE lanes_int add(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] += y.v[r];
+    for (int r = 0; r < 16; ++r) x.v[r] = wrapped(std::uint32_t(x.v[r]) + std::uint32_t(y.v[r]));
     return x;
 }
 NIBBLE_OUTLINE lanes_int subtract(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] -= y.v[r];
+    for (int r = 0; r < 16; ++r) x.v[r] = wrapped(std::uint32_t(x.v[r]) - std::uint32_t(y.v[r]));
     return x;
 }
 NIBBLE_OUTLINE lanes_int multiply_low(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] *= y.v[r];
+    for (int r = 0; r < 16; ++r) x.v[r] = wrapped(std::uint32_t(x.v[r]) * std::uint32_t(y.v[r]));
     return x;
 }
 NIBBLE_OUTLINE lanes_int bit_or(lanes_int x, lanes_int y) noexcept {
