@@ -216,22 +216,28 @@ TEST_CASE("weights that are NaN or Inf in their own format come through", "[gemm
     // Only a file can hold them: FP8 code 7F is NaN, E5M2 code 7C is Inf.
     for (const auto& [format, code] :
          {std::pair(&nibble::fp8_e4m3::format, 0x7fu), std::pair(&nibble::fp8_e5m2::format, 0x7cu)}) {
-        nibble::qmatrix_builder b(3, 8, *format, nibble::scales::f32, nibble::offset_kind::none, nibble::per_channel{});
-        for (Index n = 0; n < 3; ++n) {
+        // Rows of three panels; in the second one nothing is special, in the third only the last sub-block.
+        nibble::qmatrix_builder b(40, 520, *format, nibble::scales::f32, nibble::offset_kind::none, nibble::per_channel{});
+        for (Index n = 0; n < 40; ++n) {
             b.set_scale(n, 0, bits(1.0f));
-            for (Index k = 0; k < 8; ++k) b.set_code(n, k, n == 1 && k == 5 ? code : 0x38u);
+            for (Index k = 0; k < 520; ++k) b.set_code(n, k, (n == 1 && k == 5) || (n == 35 && k == 516) ? code : 0x38u);
         }
         const qmatrix w = std::move(b).finish();
-        const MatrixXf x = MatrixXf::Constant(8, 2, 0.5f);
-        for (const compute c : classes) {
-            MatrixXf y(3, 2);
-            nibble::gemm(w, x, y, {.compute = c});
-            for (Index j = 0; j < 2; ++j) {
-                CHECK(!is_nan(y(0, j)));
-                CHECK(bits(y(1, j)) == (format == &nibble::fp8_e4m3::format ? 0x7fc00000u : 0x7f800000u));
-                CHECK(bits(y(2, j)) == bits(y(0, j)));
-            }
-        }
+        const std::uint32_t special = format == &nibble::fp8_e4m3::format ? 0x7fc00000u : 0x7f800000u;
+        for_each_isa([&](nibble::isa) {
+            for (const compute c : classes)
+                for (const Index columns : {1, 3, 6}) {
+                    const MatrixXf x = MatrixXf::Constant(520, columns, 0.5f);
+                    MatrixXf y(40, columns);
+                    nibble::gemm(w, x, y, {.compute = c});
+                    for (Index j = 0; j < columns; ++j)
+                        for (Index n = 0; n < 40; ++n) {
+                            if (n == 1 || n == 35) CHECK(bits(y(n, j)) == special);
+                            else CHECK(bits(y(n, j)) == bits(y(0, 0)));
+                        }
+                    CHECK(!is_nan(y(0, 0)));
+                }
+        });
     }
 }
 

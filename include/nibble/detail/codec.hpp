@@ -27,8 +27,20 @@ template <class F>
 template <class F>
 [[nodiscard]] bool describe_minifloat(const code_format& f, decoder& d) noexcept {
     if (f.values != F::values.data()) return false;
-    d.mantissa_bits = F::mantissa_width;
-    d.least_exponent = 128 - F::bias;
+    constexpr int shift = 7 - F::mantissa_width;
+    constexpr unsigned one = static_cast<unsigned>(127 - F::bias) << 7;
+    // The bias must not carry from the low byte into the high one; of ours, e5m2fnuz does that.
+    constexpr bool separable = F::mantissa_width == 3 || one % 256 == 0;
+    if (!separable) return true;
+    d.is_minifloat = true;
+    d.high_mask = ((1 << (F::bits - 1)) - 1) >> 3;
+    for (unsigned i = 0; i < 16; ++i) {
+        d.low[i] = static_cast<std::uint8_t>((i << shift) + one);
+        d.high[i] = static_cast<std::uint8_t>(((i << 3 << shift) + one) >> 8);
+        const unsigned start = bits_of(F::decode(i % 8)) >> 16;
+        d.low_start[i] = static_cast<std::uint8_t>(start);
+        d.high_start[i] = static_cast<std::uint8_t>(start >> 8);
+    }
     constexpr bool fnuz = F::special == special_codes::fnuz;
     d.special_add = fnuz ? static_cast<int>(F::last) : 0;
     d.special_mask = fnuz ? static_cast<int>(F::sign_bit | F::last) : static_cast<int>(F::last);

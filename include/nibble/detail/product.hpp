@@ -152,13 +152,14 @@ public:
         : w_(&w), kernels_(&active_kernels()), path_(path), m_(columns), blocks_(w.layout().group, w.cols()) {
         map_ = integers_of_path();
         kind_ = prefers_narrow(map_.largest, path.digits) ? kernels_->narrow : kernels_->wide;
-        // 16-entry tables are looked up in registers for few columns, where cells and sub-blocks agree.
-        by_table_ = path.digits == 0 && !path.strict && w.layout().bits == 4 && m_ <= 2 * table_columns && w.layout().group % 8 == 0 &&
-                    w.cols() % 8 == 0;
-        panels_ = path.digits > 0 ? kernels_->panels : by_table_ ? table_panels : 1;
-        tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : by_table_ ? table_columns : kernels_->value_columns;
-        stream_bytes_ = path.digits > 0 ? kind_->stream_bytes[path.digits - 1] : 16;
         decodes_ = make_decoder(w.format(), path.strict ? w.offset_type() : offset_kind::none, decoder_, table_);
+        // Codes are decoded in registers for few columns, where steps and sub-blocks agree.
+        const index step = coded_step(decoder_.bits);
+        in_registers_ = path.digits == 0 && !path.strict && decodes_ && m_ <= 2 * coded_columns && step != 0 && w.layout().group % step == 0 &&
+                        w.cols() % step == 0 && ((decoder_.bits == 4 && decoder_.table != nullptr) || decoder_.bits == 16 || decoder_.is_minifloat);
+        panels_ = path.digits > 0 ? kernels_->panels : in_registers_ ? coded_panels : 1;
+        tile_ = path.digits > 0 ? kind_->columns[path.digits - 1] : in_registers_ ? coded_columns : kernels_->value_columns;
+        stream_bytes_ = path.digits > 0 ? kind_->stream_bytes[path.digits - 1] : 16;
         has_table_ = decoder_.table == table_;
         if (has_table_) decoder_.table = nullptr;  // set when it is used: a product may be copied
     }
@@ -176,7 +177,7 @@ public:
             const bool direct = (bits == 8 || (bits == 4 && kind_->reads_nibbles && m_ <= 2 * tile_)) && map_.identity;
             return std::string(kind_->name) + ", " + (direct ? "codes read as they lie" : "codes unpacked in L1 once for all columns") + ", " + shape;
         }
-        if (by_table_) return "fma, table looked up in registers, " + shape;
+        if (in_registers_) return "fma, weights decoded in registers, " + shape;
         return "fma, weights decoded in L1 once for all columns, " + shape;
     }
 
@@ -231,7 +232,7 @@ public:
         const index panels = w_->layout().panels;
         for (index p = first * panels_; p < (std::min)(last * panels_, panels); p += panels_) {
             std::memset(s.accumulator, 0, static_cast<std::size_t>(panels_ * 16 * m_) * 4);
-            for (index b = 0; b < blocks_.count();) b += path_.digits > 0 ? multiply_digits(p, b, s) : by_table_ ? multiply_table(p, b, s) : multiply_values(p, b, s);
+            for (index b = 0; b < blocks_.count();) b += path_.digits > 0 ? multiply_digits(p, b, s) : in_registers_ ? multiply_coded(p, b, s) : multiply_values(p, b, s, s.accumulator);
             for (int v = 0; v < panels_ && p + v < panels; ++v) {
                 const index row = (p + v) * panel_rows;
                 const index live = (std::min)(panel_rows, w_->rows() - row);
@@ -352,49 +353,69 @@ private:
             c.accumulator = s.accumulator + 16 * j;
             c.accumulator_panel = 16 * m_;
             c.columns = columns;
-            if (sums == nullptr) {
-                kind_->multiply(run, c, path_.digits);
-            } else {
-                c.sums = sums + 16 * j;
-                kind_->sum(run, c);
-            }
+            if (sums != nullptr) c.sums = sums + 16 * j;
+            kind_->multiply(run, c, path_.digits);
             j += columns;
         }
         return count;
     }
 
-    /// The products of a run of sub-blocks through a 16-entry table; returns how many.
-    index multiply_table(index panel, index b, const task_scratch& s) const noexcept {
+    /// The products of a run of sub-blocks whose codes are decoded in registers; returns how many.
+    index multiply_coded(index panel, index b, const task_scratch& s) const noexcept {
         const layout& l = w_->layout();
+        const decoder rule = own_decoder();
         const index position = blocks_.position(b);
         const index count = run_length(b, task_scratch::scale_lines);
         const index last = (std::min)(index{panels_}, l.panels - panel);
-        table_run run;
-        run.cells = w_->panel(panel) + position / 8 * 64;
+        const index bytes = blocks_.length(b) * 2 * l.bits;
+        coded_run run;
+        run.rule = &rule;
+        run.cells = w_->panel(panel) + position * 2 * l.bits;
         run.panel_step = last > 1 ? l.panel_bytes : 0;
         run.blocks = count;
-        run.cells_of_block = blocks_.length(b) / 8;
-        run.table = w_->format().values;
+        run.length = blocks_.length(b);
+        if (rule.is_minifloat && l.bits == 8)
+            for (index v = 0; v < last; ++v)
+                if (kernels_->codec.has_special(rule, run.cells + v * l.panel_bytes, count * bytes / 64)) return multiply_special(panel, b, last, s);
         run.scale = s.scale;
         run.scale_panel = last > 1 ? task_scratch::scale_lines * 16 : 0;
         for (index v = 0; v < last; ++v)
             run.scale_step = expand(panel + v, b, count, 1.0f, s.scale + v * task_scratch::scale_lines * 16, s.offset);
         for (index j = 0; j < m_;) {
             const int columns = tile_columns(tile_, m_ - j);
-            column_tile c{};
-            c.streams = streams_ + 4 * (j * blocks_.positions() + position * columns);
-            c.scale = scale_ + j * blocks_.count() + b * columns;
+            column_tile c = value_columns(b, j, columns);
             c.accumulator = s.accumulator + 16 * j;
             c.accumulator_panel = 16 * m_;
-            c.columns = columns;
-            kernels_->table_chain(run, c);
+            kernels_->coded(run, c);
             j += columns;
         }
         return count;
     }
 
-    /// The float products of one sub-block.
-    index multiply_values(index panel, index b, const task_scratch& s) const noexcept {
+    /// The products of one sub-block that holds NaN or Inf, which `coded` does not know.
+    NIBBLE_NOINLINE index multiply_special(index panel, index b, index panels, const task_scratch& s) const noexcept {
+        for (index v = 0; v < panels; ++v) multiply_values(panel + v, b, s, s.accumulator + 16 * v * m_);
+        return 1;
+    }
+
+    /// The decoder with the address of its own table: a product may be copied.
+    [[nodiscard]] decoder own_decoder() const noexcept {
+        decoder d = decoder_;
+        if (d.table == nullptr && has_table_) d.table = table_;
+        return d;
+    }
+
+    /// Columns [j, j + columns) of floats from sub-block b on, without their accumulators.
+    [[nodiscard]] column_tile value_columns(index b, index j, int columns) const noexcept {
+        column_tile c{};
+        c.streams = streams_ + 4 * (j * blocks_.positions() + blocks_.position(b) * columns);
+        c.scale = scale_ + j * blocks_.count() + b * columns;
+        c.columns = columns;
+        return c;
+    }
+
+    /// The float products of one sub-block and panel.
+    index multiply_values(index panel, index b, const task_scratch& s, float* accumulator) const noexcept {
         const code_format& f = w_->format();
         const index n = blocks_.length(b);
         const index position = blocks_.position(b);
@@ -403,9 +424,7 @@ private:
         constexpr float none[16] = {};
         if (w_->offset_type() == offset_kind::none) std::memcpy(s.offset, none, sizeof none);
         if (decodes_) {
-            decoder d = decoder_;
-            if (d.table == nullptr && has_table_) d.table = table_;
-            kernels_->codec.decode(d, w_->panel(panel), position / 4, ceil_div(n, 4), path_.strict ? s.scale : one, s.offset, s.values, 16);
+            kernels_->codec.decode(own_decoder(), w_->panel(panel), position / 4, ceil_div(n, 4), path_.strict ? s.scale : one, s.offset, s.values, 16);
         } else {
             for (index i = 0; i < n; ++i)
                 for (int r = 0; r < 16; ++r) {
@@ -422,14 +441,8 @@ private:
         run.scale_step = 0;
         for (index j = 0; j < m_;) {
             const int columns = tile_columns(tile_, m_ - j);
-            column_tile c;
-            c.streams = streams_ + 4 * (j * blocks_.positions() + position * columns);
-            c.scale = scale_ + j * blocks_.count() + b * columns;
-            c.sum = nullptr;
-            c.bias = nullptr;
-            c.accumulator = s.accumulator + 16 * j;
-            c.accumulator_panel = 0;
-            c.columns = columns;
+            column_tile c = value_columns(b, j, columns);
+            c.accumulator = accumulator + 16 * j;
             kernels_->chain(run, c);
             j += columns;
         }
@@ -448,7 +461,7 @@ private:
     index stream_bytes_ = 0;
     decoder decoder_{};
     bool decodes_ = false;
-    bool by_table_ = false;
+    bool in_registers_ = false;
     bool has_table_ = false;
     float table_[16] = {};
     std::uint8_t* streams_ = nullptr;

@@ -136,18 +136,111 @@ NIBBLE_INLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
 NIBBLE_INLINE lanes gather(const float* table, lanes_int code) noexcept {
     return {_mm256_i32gather_ps(table, code.a, 4), _mm256_i32gather_ps(table, code.b, 4)};
 }
-/// Floats through a table of 16 entries.
+
+// The values of a k-quad: lanes_int holds four codes a row, a byte each; values[j] are those of k = j. In halves of 8 rows.
+
+/// A table of 16 floats, one register for each of their bytes.
 struct float_table {
-    __m256 low, high;
+    __m256i plane[4];
 };
-NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-NIBBLE_INLINE __m256 look_up_half(float_table t, __m256i code) noexcept {
-    // vpermps takes three bits of the index; the fourth, at the sign, picks between the two halves of the table.
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, code), _mm256_permutevar8x32_ps(t.high, code),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+NIBBLE_INLINE __m256i table_plane(__m128i a, __m128i b, __m128i c, __m128i d) noexcept {
+    return _mm256_broadcastsi128_si256(_mm_unpacklo_epi64(_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d)));
+}
+NIBBLE_INLINE float_table load_table(const float* p) noexcept {
+    // Byte i of four entries becomes dword i.
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const auto* at = reinterpret_cast<const __m128i*>(p);
+    const __m128i a = _mm_shuffle_epi8(_mm_loadu_si128(at), order);
+    const __m128i b = _mm_shuffle_epi8(_mm_loadu_si128(at + 1), order);
+    const __m128i c = _mm_shuffle_epi8(_mm_loadu_si128(at + 2), order);
+    const __m128i d = _mm_shuffle_epi8(_mm_loadu_si128(at + 3), order);
+    return {{table_plane(a, b, c, d), table_plane(_mm_srli_si128(a, 4), _mm_srli_si128(b, 4), _mm_srli_si128(c, 4), _mm_srli_si128(d, 4)),
+             table_plane(_mm_srli_si128(a, 8), _mm_srli_si128(b, 8), _mm_srli_si128(c, 8), _mm_srli_si128(d, 8)),
+             table_plane(_mm_srli_si128(a, 12), _mm_srli_si128(b, 12), _mm_srli_si128(c, 12), _mm_srli_si128(d, 12))}};
+}
+/// Byte j of every dword to dword j, within quads.
+NIBBLE_INLINE __m256i gather_bytes(__m256i x) noexcept {
+    return _mm256_shuffle_epi8(x, _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+                                                   0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
 }
 /// Only the low four bits of a code count.
-NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {look_up_half(t, code.a), look_up_half(t, code.b)}; }
+NIBBLE_INLINE void half_values(const float_table& t, __m256i codes, __m256* v) noexcept {
+    const __m256i u = _mm256_and_si256(gather_bytes(codes), _mm256_set1_epi8(15));
+    const __m256i p0 = _mm256_shuffle_epi8(t.plane[0], u);
+    const __m256i p1 = _mm256_shuffle_epi8(t.plane[1], u);
+    const __m256i p2 = _mm256_shuffle_epi8(t.plane[2], u);
+    const __m256i p3 = _mm256_shuffle_epi8(t.plane[3], u);
+    const __m256i low = _mm256_unpacklo_epi8(p0, p1);
+    const __m256i high = _mm256_unpacklo_epi8(p2, p3);
+    v[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high));
+    v[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high));
+    const __m256i low_end = _mm256_unpackhi_epi8(p0, p1);
+    const __m256i high_end = _mm256_unpackhi_epi8(p2, p3);
+    v[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low_end, high_end));
+    v[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low_end, high_end));
+}
+
+/// Small floating point by bytes of bf16 (decoder).
+struct minifloat_fields {
+    __m256i low, high, low_start, high_start, high_mask;
+    __m128i to_sign;
+};
+NIBBLE_INLINE __m256i byte_plane(const std::uint8_t* p) noexcept {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+NIBBLE_INLINE minifloat_fields load_minifloat(const decoder& d) noexcept {
+    return {byte_plane(d.low), byte_plane(d.high), byte_plane(d.low_start), byte_plane(d.high_start),
+            _mm256_set1_epi8(static_cast<char>(d.high_mask)), _mm_cvtsi32_si128(8 - d.bits)};
+}
+NIBBLE_INLINE void half_values(const minifloat_fields& m, __m256i codes, __m256* v) noexcept {
+    const __m256i none = _mm256_setzero_si256();
+    const __m256i u = gather_bytes(codes);
+    const __m256i nibble = _mm256_and_si256(u, _mm256_set1_epi8(15));
+    const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(u, 3), m.high_mask);
+    const __m256i starts = _mm256_cmpeq_epi8(upper, none);
+    const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(m.low, nibble), _mm256_shuffle_epi8(m.low_start, nibble), starts);
+    const __m256i magnitude = _mm256_blendv_epi8(_mm256_shuffle_epi8(m.high, upper), _mm256_shuffle_epi8(m.high_start, nibble), starts);
+    const __m256i sign = _mm256_and_si256(_mm256_sll_epi16(u, m.to_sign), _mm256_set1_epi8(-128));
+    const __m256i high = _mm256_or_si256(magnitude, sign);
+    const __m256i even = _mm256_unpacklo_epi8(low, high);
+    const __m256i odd = _mm256_unpackhi_epi8(low, high);
+    v[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(none, even));
+    v[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(none, even));
+    v[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(none, odd));
+    v[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(none, odd));
+}
+
+template <class Map>
+NIBBLE_INLINE void quad_values(const Map& map, lanes_int codes, lanes* v) noexcept {
+    __m256 a[4], b[4];
+    half_values(map, codes.a, a);
+    half_values(map, codes.b, b);
+    v[0] = {a[0], b[0]};
+    v[1] = {a[1], b[1]};
+    v[2] = {a[2], b[2]};
+    v[3] = {a[3], b[3]};
+}
+template <int C>
+NIBBLE_INLINE __m256 chain_half(const __m256* v, const float* x, __m256 t) noexcept {
+    t = _mm256_fmadd_ps(v[0], _mm256_broadcast_ss(x), t);
+    t = _mm256_fmadd_ps(v[1], _mm256_broadcast_ss(x + C), t);
+    t = _mm256_fmadd_ps(v[2], _mm256_broadcast_ss(x + 2 * C), t);
+    return _mm256_fmadd_ps(v[3], _mm256_broadcast_ss(x + 3 * C), t);
+}
+/// t[c] = fma(values[j], x[j * C + c], t[c]) for j = 0, 1, 2, 3.
+template <int C, class Map>
+NIBBLE_INLINE void multiply_quad(const Map& map, lanes_int codes, const float* x, lanes* t) noexcept {
+    __m256 v[4];
+    __asm__ volatile("" : "+r"(x));
+    half_values(map, codes.a, v);
+    t[0].a = chain_half<C>(v, x, t[0].a);
+    if constexpr (C == 2) t[1].a = chain_half<C>(v, x + 1, t[1].a);
+    // GCC 12 would keep the broadcasts of x and spill the sums: another address for it.
+    __asm__ volatile("" : "+r"(x));
+    half_values(map, codes.b, v);
+    t[0].b = chain_half<C>(v, x, t[0].b);
+    if constexpr (C == 2) t[1].b = chain_half<C>(v, x + 1, t[1].b);
+}
 
 /// Bytes through a table of 16.
 struct byte_table {

@@ -131,8 +131,62 @@ struct float_table {
     __m512 entries;
 };
 NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
-/// Only the low four bits of a code count.
-NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {_mm512_maskz_permutexvar_ps(every_lane, code.v, t.entries)}; }
+/// The values of a k-quad: a row has four codes, a byte each; values[j] are those of k = j. Only four bits of a code count.
+NIBBLE_INLINE void quad_values(const float_table& t, lanes_int codes, lanes* v) noexcept {
+    v[0] = {_mm512_maskz_permutexvar_ps(every_lane, codes.v, t.entries)};
+    v[1] = {_mm512_maskz_permutexvar_ps(every_lane, _mm512_maskz_srli_epi32(every_lane, codes.v, 8), t.entries)};
+    v[2] = {_mm512_maskz_permutexvar_ps(every_lane, _mm512_maskz_srli_epi32(every_lane, codes.v, 16), t.entries)};
+    v[3] = {_mm512_maskz_permutexvar_ps(every_lane, _mm512_maskz_srli_epi32(every_lane, codes.v, 24), t.entries)};
+}
+
+/// Small floating point by bytes of bf16 (decoder).
+struct minifloat_fields {
+    __m512i low, high, low_start, high_start, high_mask;
+    __m128i to_sign;
+};
+NIBBLE_INLINE __m512i byte_plane(const std::uint8_t* p) noexcept {
+    return _mm512_maskz_broadcast_i32x4(every_lane, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+NIBBLE_INLINE minifloat_fields load_minifloat(const decoder& d) noexcept {
+    return {byte_plane(d.low), byte_plane(d.high), byte_plane(d.low_start), byte_plane(d.high_start),
+            _mm512_set1_epi8(static_cast<char>(d.high_mask)), _mm_cvtsi32_si128(8 - d.bits)};
+}
+NIBBLE_INLINE void quad_values(const minifloat_fields& m, lanes_int codes, lanes* v) noexcept {
+    constexpr __mmask32 every_word = 0xffffffffu;
+    const __m512i none = _mm512_setzero_si512();
+    // Byte j of every dword to dword j of its quad.
+    const __m512i u = _mm512_shuffle_epi8(
+        codes.v, _mm512_maskz_broadcast_i32x4(every_lane, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+    const __m512i nibble = _mm512_and_si512(u, _mm512_set1_epi8(15));
+    const __m512i upper = _mm512_and_si512(_mm512_maskz_srli_epi16(every_word, u, 3), m.high_mask);
+    const __mmask64 starts = _mm512_cmpeq_epi8_mask(upper, none);
+    const __m512i low = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(m.low, nibble), starts, m.low_start, nibble);
+    const __m512i magnitude = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(m.high, upper), starts, m.high_start, nibble);
+    const __m512i sign = _mm512_and_si512(_mm512_maskz_sll_epi16(every_word, u, m.to_sign), _mm512_set1_epi8(-128));
+    const __m512i high = _mm512_or_si512(magnitude, sign);
+    const __m512i even = _mm512_unpacklo_epi8(low, high);
+    const __m512i odd = _mm512_unpackhi_epi8(low, high);
+    v[0] = as_lanes({_mm512_unpacklo_epi16(none, even)});
+    v[1] = as_lanes({_mm512_unpackhi_epi16(none, even)});
+    v[2] = as_lanes({_mm512_unpacklo_epi16(none, odd)});
+    v[3] = as_lanes({_mm512_unpackhi_epi16(none, odd)});
+}
+
+template <int C>
+NIBBLE_INLINE lanes chain_quad(const lanes* v, const float* x, lanes t) noexcept {
+    t = fma(v[0], set(x[0]), t);
+    t = fma(v[1], set(x[C]), t);
+    t = fma(v[2], set(x[2 * C]), t);
+    return fma(v[3], set(x[3 * C]), t);
+}
+/// t[c] = fma(values[j], x[j * C + c], t[c]) for j = 0, 1, 2, 3.
+template <int C, class Map>
+NIBBLE_INLINE void multiply_quad(const Map& map, lanes_int codes, const float* x, lanes* t) noexcept {
+    lanes v[4];
+    quad_values(map, codes, v);
+    t[0] = chain_quad<C>(v, x, t[0]);
+    if constexpr (C == 2) t[1] = chain_quad<C>(v, x + 1, t[1]);
+}
 
 /// Bytes through a table of 16.
 struct byte_table {

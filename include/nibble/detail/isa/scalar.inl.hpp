@@ -52,7 +52,7 @@ NIBBLE_INLINE quad fma_quad(quad x, quad y, quad z) noexcept {
     return r;
 }
 /// x * y + z, rounded once.
-NIBBLE_OUTLINE lanes fma(lanes x, lanes y, lanes z) noexcept {
+NIBBLE_OUTLINE lanes fma(const lanes& x, const lanes& y, const lanes& z) noexcept {
     return {fma_quad(x.a, y.a, z.a), fma_quad(x.b, y.b, z.b), fma_quad(x.c, y.c, z.c), fma_quad(x.d, y.d, z.d)};
 }
 
@@ -67,13 +67,13 @@ NIBBLE_INLINE lane_array to_array(lanes x) noexcept {
 }
 NIBBLE_INLINE lanes from_array(const lane_array& f) noexcept { return load(f.v); }
 
-NIBBLE_OUTLINE lanes smaller(lanes x, lanes y) noexcept {
+NIBBLE_OUTLINE lanes smaller(const lanes& x, const lanes& y) noexcept {
     lane_array a = to_array(x);
     const lane_array b = to_array(y);
     for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] < b.v[r] ? a.v[r] : b.v[r];
     return from_array(a);
 }
-NIBBLE_OUTLINE lanes larger(lanes x, lanes y) noexcept {
+NIBBLE_OUTLINE lanes larger(const lanes& x, const lanes& y) noexcept {
     lane_array a = to_array(x);
     const lane_array b = to_array(y);
     for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] > b.v[r] ? a.v[r] : b.v[r];
@@ -94,46 +94,55 @@ NIBBLE_OUTLINE lanes_int set_int(std::int32_t y) noexcept {
 NIBBLE_OUTLINE lanes_int zero_int() noexcept { return set_int(0); }
 /// Modulo 2^32, as the vector instructions add: the bits of a NaN are an integer, too.
 constexpr std::int32_t wrapped(std::uint32_t x) noexcept { return static_cast<std::int32_t>(x); }
-NIBBLE_OUTLINE lanes_int add(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = wrapped(std::uint32_t(x.v[r]) + std::uint32_t(y.v[r]));
-    return x;
+NIBBLE_OUTLINE lanes_int add(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = wrapped(std::uint32_t(x.v[r]) + std::uint32_t(y.v[r]));
+    return out;
 }
-NIBBLE_OUTLINE lanes_int subtract(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = wrapped(std::uint32_t(x.v[r]) - std::uint32_t(y.v[r]));
-    return x;
+NIBBLE_OUTLINE lanes_int subtract(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = wrapped(std::uint32_t(x.v[r]) - std::uint32_t(y.v[r]));
+    return out;
 }
-NIBBLE_OUTLINE lanes_int multiply_low(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = wrapped(std::uint32_t(x.v[r]) * std::uint32_t(y.v[r]));
-    return x;
+NIBBLE_OUTLINE lanes_int multiply_low(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = wrapped(std::uint32_t(x.v[r]) * std::uint32_t(y.v[r]));
+    return out;
 }
-NIBBLE_OUTLINE lanes_int bit_or(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] |= y.v[r];
-    return x;
+NIBBLE_OUTLINE lanes_int bit_or(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] | y.v[r];
+    return out;
 }
-NIBBLE_OUTLINE lanes_int bit_and(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] &= y.v[r];
-    return x;
+NIBBLE_OUTLINE lanes_int bit_and(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] & y.v[r];
+    return out;
 }
-NIBBLE_OUTLINE lanes_int bit_and(lanes_int x, std::int32_t y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] &= y;
-    return x;
+NIBBLE_OUTLINE lanes_int bit_and(const lanes_int& x, std::int32_t y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] & y;
+    return out;
 }
-NIBBLE_OUTLINE lanes_int shift_left(lanes_int x, int n) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) << n);
-    return x;
+NIBBLE_OUTLINE lanes_int shift_left(const lanes_int& x, int n) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) << n);
+    return out;
 }
 template <int N>
 NIBBLE_INLINE lanes_int shift_left(lanes_int x) noexcept {
     return shift_left(x, N);
 }
 template <int N>
-NIBBLE_OUTLINE lanes_int shift_right(lanes_int x) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] >>= N;
-    return x;
+NIBBLE_OUTLINE lanes_int shift_right(const lanes_int& x) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] >> N;
+    return out;
 }
-NIBBLE_OUTLINE lanes_int shift_right_logical(lanes_int x, int n) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> n);
-    return x;
+NIBBLE_OUTLINE lanes_int shift_right_logical(const lanes_int& x, int n) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = static_cast<std::int32_t>(static_cast<std::uint32_t>(x.v[r]) >> n);
+    return out;
 }
 template <int N>
 NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x) noexcept {
@@ -149,22 +158,26 @@ template <int Shift, std::int32_t Mask>
 NIBBLE_INLINE lanes_int field(const std::uint8_t* p) noexcept {
     return read_field(p, Shift, Mask);
 }
-NIBBLE_OUTLINE lanes_int larger(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] > y.v[r] ? x.v[r] : y.v[r];
-    return x;
+NIBBLE_OUTLINE lanes_int larger(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] > y.v[r] ? x.v[r] : y.v[r];
+    return out;
 }
-NIBBLE_OUTLINE lanes_int absolute(lanes_int x) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] < 0 ? -x.v[r] : x.v[r];
-    return x;
+NIBBLE_OUTLINE lanes_int absolute(const lanes_int& x) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] < 0 ? -x.v[r] : x.v[r];
+    return out;
 }
 /// All bits of a lane that equals y, else none.
-NIBBLE_OUTLINE lanes_int equal(lanes_int x, std::int32_t y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] == y ? -1 : 0;
-    return x;
+NIBBLE_OUTLINE lanes_int equal(const lanes_int& x, std::int32_t y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] == y ? -1 : 0;
+    return out;
 }
-NIBBLE_OUTLINE lanes_int select(lanes_int mask, lanes_int yes, lanes_int no) noexcept {
-    for (int r = 0; r < 16; ++r) no.v[r] = mask.v[r] != 0 ? yes.v[r] : no.v[r];
-    return no;
+NIBBLE_OUTLINE lanes_int select(const lanes_int& mask, const lanes_int& yes, const lanes_int& no) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = mask.v[r] != 0 ? yes.v[r] : no.v[r];
+    return out;
 }
 /// All bits of the first n lanes.
 NIBBLE_OUTLINE lanes_int first_lanes(int n) noexcept {
@@ -172,19 +185,19 @@ NIBBLE_OUTLINE lanes_int first_lanes(int n) noexcept {
     for (int r = 0; r < 16; ++r) x.v[r] = r < n ? -1 : 0;
     return x;
 }
-NIBBLE_OUTLINE lanes to_lanes(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes to_lanes(const lanes_int& x) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) f.v[r] = static_cast<float>(x.v[r]);
     return from_array(f);
 }
-NIBBLE_OUTLINE lanes_int to_int(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int to_int(const lanes& x) noexcept {
     const lane_array f = to_array(x);
     lanes_int y;
     for (int r = 0; r < 16; ++r) y.v[r] = static_cast<std::int32_t>(f.v[r]);
     return y;
 }
 /// Ties to even, for |x| < 2^31.
-NIBBLE_OUTLINE lanes_int nearest_int(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int nearest_int(const lanes& x) noexcept {
     constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
     const lane_array f = to_array(x);
     lanes_int y;
@@ -194,17 +207,17 @@ NIBBLE_OUTLINE lanes_int nearest_int(lanes x) noexcept {
     }
     return y;
 }
-NIBBLE_OUTLINE lanes as_lanes(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes as_lanes(const lanes_int& x) noexcept {
     lanes f;
     std::memcpy(&f, &x, sizeof f);
     return f;
 }
-NIBBLE_OUTLINE lanes_int as_bits(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int as_bits(const lanes& x) noexcept {
     lanes_int y;
     std::memcpy(&y, &x, sizeof y);
     return y;
 }
-NIBBLE_OUTLINE lanes negate(lanes x) noexcept {
+NIBBLE_OUTLINE lanes negate(const lanes& x) noexcept {
     lanes_int y = as_bits(x);
     for (int r = 0; r < 16; ++r) y.v[r] ^= static_cast<std::int32_t>(0x80000000u);
     return as_lanes(y);
@@ -238,7 +251,7 @@ NIBBLE_OUTLINE lanes_int lane_plane(const std::uint8_t* p) noexcept {
 }
 
 /// table[code] of any size.
-NIBBLE_OUTLINE lanes gather(const float* table, lanes_int code) noexcept {
+NIBBLE_OUTLINE lanes gather(const float* table, const lanes_int& code) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) f.v[r] = table[code.v[r]];
     return from_array(f);
@@ -248,20 +261,51 @@ struct float_table {
     const float* entries;
 };
 NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {p}; }
-/// Only the low four bits of a code count.
-NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return gather(t.entries, bit_and(code, 15)); }
+/// The values of a k-quad: a row has four codes, a byte each; v[j] are those of k = j. Only four bits of a code count.
+NIBBLE_OUTLINE void quad_values(const float_table& t, const lanes_int& codes, lanes* v) noexcept {
+    for (int j = 0; j < 4; ++j) v[j] = gather(t.entries, bit_and(shift_right_logical(codes, 8 * j), 15));
+}
+
+/// Small floating point by bytes of bf16 (decoder).
+struct minifloat_fields {
+    const decoder* rule;
+};
+NIBBLE_INLINE minifloat_fields load_minifloat(const decoder& d) noexcept { return {&d}; }
+NIBBLE_OUTLINE void quad_values(const minifloat_fields& m, const lanes_int& codes, lanes* v) noexcept {
+    const decoder& d = *m.rule;
+    for (int j = 0; j < 4; ++j) {
+        lanes_int value;
+        for (int r = 0; r < 16; ++r) {
+            const unsigned u = static_cast<std::uint32_t>(codes.v[r]) >> (8 * j) & 255;
+            const unsigned upper = u >> 3 & static_cast<unsigned>(d.high_mask);
+            const unsigned low = (upper == 0 ? d.low_start : d.low)[u & 15];
+            const unsigned high = upper == 0 ? d.high_start[u & 15] : d.high[upper];
+            const unsigned sign = u << (8 - d.bits) & 128;
+            value.v[r] = static_cast<std::int32_t>((sign | high) << 24 | low << 16);
+        }
+        v[j] = as_lanes(value);
+    }
+}
+
+/// t[c] = fma(values[j], x[j * C + c], t[c]) for j = 0, 1, 2, 3.
+template <int C, class Map>
+NIBBLE_OUTLINE void multiply_quad(const Map& map, const lanes_int& codes, const float* x, lanes* t) noexcept {
+    lanes v[4];
+    quad_values(map, codes, v);
+    for (int j = 0; j < 4; ++j)
+        for (int c = 0; c < C; ++c) t[c] = fma(v[j], set(x[C * j + c]), t[c]);
+}
 
 /// Bytes through a table of 16.
 struct byte_table {
     const std::uint8_t* entries;
 };
 NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept { return {p}; }
-NIBBLE_OUTLINE lanes_int look_up(byte_table t, lanes_int codes) noexcept {
+NIBBLE_OUTLINE lanes_int look_up(byte_table t, const lanes_int& codes) noexcept {
     std::uint8_t u[64];
     std::memcpy(u, &codes, sizeof u);
     for (std::uint8_t& b : u) b = t.entries[b & 15];
-    std::memcpy(&codes, u, sizeof u);
-    return codes;
+    return load_words(u);
 }
 
 /// Codes times digits of 16 bits, products in int32.
@@ -378,34 +422,36 @@ NIBBLE_INLINE void stream_words(std::uint8_t* p, lanes_int x) noexcept { std::me
 NIBBLE_INLINE void stream_end() noexcept {}
 
 NIBBLE_INLINE lanes divide(lanes x, lanes y) noexcept { return {x.a / y.a, x.b / y.b, x.c / y.c, x.d / y.d}; }
-NIBBLE_OUTLINE lanes_int smaller(lanes_int x, lanes_int y) noexcept {
-    for (int r = 0; r < 16; ++r) x.v[r] = x.v[r] < y.v[r] ? x.v[r] : y.v[r];
-    return x;
+NIBBLE_OUTLINE lanes_int smaller(const lanes_int& x, const lanes_int& y) noexcept {
+    lanes_int out;
+    for (int r = 0; r < 16; ++r) out.v[r] = x.v[r] < y.v[r] ? x.v[r] : y.v[r];
+    return out;
 }
 /// x, once it is rounded: stands between a product and a sum that must not become one fma.
 NIBBLE_INLINE lanes rounded(lanes x) noexcept { return x; }
 
 /// a < b ? x : y, signed.
-NIBBLE_OUTLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
-    for (int r = 0; r < 16; ++r) a.v[r] = a.v[r] < b.v[r] ? -1 : 0;
-    return as_lanes(select(a, as_bits(x), as_bits(y)));
+NIBBLE_OUTLINE lanes select_less(const lanes_int& a, const lanes_int& b, const lanes& x, const lanes& y) noexcept {
+    lanes_int less;
+    for (int r = 0; r < 16; ++r) less.v[r] = a.v[r] < b.v[r] ? -1 : 0;
+    return as_lanes(select(less, as_bits(x), as_bits(y)));
 }
 
-NIBBLE_OUTLINE float least(lanes x) noexcept {
+NIBBLE_OUTLINE float least(const lanes& x) noexcept {
     float v[16];
     store(v, x);
     float m = v[0];
     for (int r = 1; r < 16; ++r) m = v[r] < m ? v[r] : m;
     return m;
 }
-NIBBLE_OUTLINE float greatest(lanes x) noexcept {
+NIBBLE_OUTLINE float greatest(const lanes& x) noexcept {
     float v[16];
     store(v, x);
     float m = v[0];
     for (int r = 1; r < 16; ++r) m = v[r] > m ? v[r] : m;
     return m;
 }
-NIBBLE_OUTLINE std::int32_t greatest(lanes_int x) noexcept {
+NIBBLE_OUTLINE std::int32_t greatest(const lanes_int& x) noexcept {
     std::int32_t v[16];
     std::memcpy(v, &x, sizeof v);
     std::int32_t m = v[0];
@@ -420,7 +466,7 @@ NIBBLE_INLINE lanes_int round_to_int(lanes x) noexcept {
 }
 
 /// 16 bytes clamp(x + zero, lowest, highest), 0 <= zero, lowest, highest <= 255.
-NIBBLE_OUTLINE void store_codes(std::uint8_t* p, lanes_int x, int zero, int lowest, int highest) noexcept {
+NIBBLE_OUTLINE void store_codes(std::uint8_t* p, const lanes_int& x, int zero, int lowest, int highest) noexcept {
     for (int r = 0; r < 16; ++r) {
         const std::int32_t v = x.v[r] + zero;
         p[r] = static_cast<std::uint8_t>(v < lowest ? lowest : v > highest ? highest : v);
@@ -431,13 +477,13 @@ NIBBLE_OUTLINE void map_bytes(const std::uint8_t* table, std::uint8_t* p) noexce
     for (int r = 0; r < 16; ++r) p[r] = table[p[r]];
 }
 /// Finite floats to fp16, to nearest even, and fp16 to floats.
-NIBBLE_OUTLINE lanes_int to_fp16(lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int to_fp16(const lanes& x) noexcept {
     const lane_array f = to_array(x);
     lanes_int h;
     for (int r = 0; r < 16; ++r) h.v[r] = float_to_fp16(f.v[r]);
     return h;
 }
-NIBBLE_OUTLINE lanes from_fp16(lanes_int x) noexcept {
+NIBBLE_OUTLINE lanes from_fp16(const lanes_int& x) noexcept {
     lane_array f;
     for (int r = 0; r < 16; ++r) f.v[r] = fp16_to_float(static_cast<std::uint16_t>(x.v[r]));
     return from_array(f);
@@ -463,7 +509,7 @@ NIBBLE_INLINE thresholds_16 load_thresholds(const float* t) noexcept {
     return s;
 }
 /// How many thresholds are below x.
-NIBBLE_OUTLINE lanes_int count_below(const thresholds_16& t, lanes x) noexcept {
+NIBBLE_OUTLINE lanes_int count_below(const thresholds_16& t, const lanes& x) noexcept {
     float v[16];
     store(v, x);
     std::int32_t n[16];

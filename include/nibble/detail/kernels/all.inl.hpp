@@ -2,6 +2,7 @@
 #include "digits.inl.hpp"
 #include "unpack.inl.hpp"
 #include "chain.inl.hpp"
+#include "coded.inl.hpp"
 #include "scales.inl.hpp"
 #include "round.inl.hpp"
 #include "epilogue.inl.hpp"

@@ -63,9 +63,12 @@ struct decoder {
     const float* table;       // value of every code, or null: step * u + base
     float step, base;
     bool subtracts, adds;     // scale * (u - offset), scale * u + offset
-    int mantissa_bits;        // > 0: small floating point of 5 to 8 bits, with a table for the special codes, those with
-    int special_add, special_mask, special_above;  // ((u + add) & mask) > above
-    int least_exponent;       // of a normal number, as float has it
+    bool is_minifloat;        // small floating point with a table for the special codes: ((u + add) & mask) > above
+    int special_add, special_mask, special_above;
+    // The bytes of its values as bf16, without sign. upper = magnitude >> 3 & high_mask, and the low four bits of the
+    // magnitude find them: in the second pair of tables where upper is 0, since there are the subnormal numbers.
+    int high_mask;
+    std::uint8_t low[16], high[16], low_start[16], high_start[16];
     bool is_fp16;             // of 16 bits: fp16, else bf16
 };
 
@@ -92,6 +95,8 @@ struct codec_kernels {
     /// Weights of positions 4 * first .. 4 * (first + quads) - 1 of a panel, one line each, `stride` floats apart.
     void (*decode)(const decoder& d, const std::uint8_t* panel, std::ptrdiff_t first, std::ptrdiff_t quads,
                    const float* scale, const float* offset, float* out, std::ptrdiff_t stride) noexcept;
+    /// Whether there are special codes in so many lines of 64 bytes.
+    bool (*has_special)(const decoder& d, const std::uint8_t* bytes, std::ptrdiff_t lines) noexcept;
     /// Rows of 16 words of 32 bits to columns; strides in bytes.
     void (*transpose)(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept;
     void (*load_fp16)(const std::uint16_t* from, std::ptrdiff_t count, float* to) noexcept;

@@ -3,34 +3,39 @@
 
 enum class line_rule { plain, subtracted, added, table_16, minifloat, table };
 
-/// Small floating point without special codes.
-NIBBLE_INLINE lanes minifloat_value(const decoder& d, lanes_int code) noexcept {
-    const lanes_int m = bit_and(code, (1 << (d.bits - 1)) - 1);
-    const lanes normal = as_lanes(add(shift_left(m, 23 - d.mantissa_bits), set_int((d.least_exponent - 1) << 23)));
-    const lanes subnormal = multiply(to_lanes(m), as_lanes(set_int((d.least_exponent - d.mantissa_bits) << 23)));
-    const lanes value = select_less(m, set_int(1 << d.mantissa_bits), subnormal, normal);
-    return as_lanes(bit_or(as_bits(value), shift_left(bit_and(code, 1 << (d.bits - 1)), 32 - d.bits)));
-}
-
-template <line_rule Rule, int J>
-NIBBLE_INLINE void decode_line(const decoder& d, float_table table, lanes_int words, lanes s, lanes o, float* out) noexcept {
-    const lanes_int code = bit_and(shift_right_logical<8 * J>(words), 0xff);
-    lanes v;
-    if constexpr (Rule == line_rule::table_16) v = look_up(table, code);
-    else if constexpr (Rule == line_rule::minifloat) v = minifloat_value(d, code);
-    else if constexpr (Rule == line_rule::table) v = gather(d.table, code);
-    else if constexpr (Rule == line_rule::plain) v = add(multiply(to_lanes(code), set(d.step)), set(d.base));  // both exact
-    else v = to_lanes(code);
+template <line_rule Rule>
+NIBBLE_INLINE void decode_line(const decoder& d, lanes v, lanes s, lanes o, float* out) noexcept {
+    if constexpr (Rule == line_rule::plain) v = add(multiply(v, set(d.step)), set(d.base));  // both exact
     if constexpr (Rule == line_rule::subtracted) v = subtract(v, o);
     v = multiply(s, v);
     if constexpr (Rule == line_rule::added) v = add(rounded(v), o);
     store(out, v);
 }
 
-template <line_rule Rule, int... J>
-NIBBLE_INLINE void decode_quad(const decoder& d, float_table table, lanes_int words, lanes s, lanes o, float* out,
-                               std::ptrdiff_t stride, std::integer_sequence<int, J...>) noexcept {
-    (decode_line<Rule, J>(d, table, words, s, o, out + J * stride), ...);
+/// Codes of k-quad j as lanes.
+template <int J>
+NIBBLE_INLINE lanes_int code_of(lanes_int words) noexcept {
+    return bit_and(shift_right_logical<8 * J>(words), 0xff);
+}
+
+template <line_rule Rule, class Values, int... J>
+NIBBLE_INLINE void decode_quad(const decoder& d, const Values& values, lanes_int words, lanes s, lanes o, float* out, std::ptrdiff_t stride,
+                               std::integer_sequence<int, J...>) noexcept {
+    if constexpr (Rule == line_rule::table_16 || Rule == line_rule::minifloat) {
+        lanes v[4];
+        quad_values(values, words, v);
+        (decode_line<Rule>(d, v[J], s, o, out + J * stride), ...);
+    } else if constexpr (Rule == line_rule::table) {
+        (decode_line<Rule>(d, gather(d.table, code_of<J>(words)), s, o, out + J * stride), ...);
+    } else {
+        (decode_line<Rule>(d, to_lanes(code_of<J>(words)), s, o, out + J * stride), ...);
+    }
+}
+
+template <line_rule Rule>
+NIBBLE_INLINE auto values_of(const decoder& d) noexcept {
+    if constexpr (Rule == line_rule::table_16) return load_table(d.table);
+    else return load_minifloat(d);
 }
 
 /// Weights of quads that are unpacked to bytes.
@@ -38,15 +43,14 @@ template <line_rule Rule>
 NIBBLE_NOINLINE inline void decode_bytes(decoder d, const std::uint8_t* bytes, std::ptrdiff_t quads, const float* scale, const float* offset,
                                          float* out, std::ptrdiff_t stride) noexcept {
     using all = std::make_integer_sequence<int, 4>;
-    constexpr float none[16] = {};
-    const float_table table = load_table(Rule == line_rule::table_16 ? d.table : none);
+    const auto values = values_of<Rule>(d);
     const lanes s = load(scale);
     const lanes o = load(offset);
     for (std::ptrdiff_t q = 0; q < quads; ++q, out += 4 * stride) {
         if (stride > 16)
             for (int j = 0; j < 4; ++j) prefetch_to_write(out + (8 + j) * stride);
         const lanes_int words = load_words(bytes + 64 * q);
-        decode_quad<Rule>(d, table, words, s, o, out, stride, all());
+        decode_quad<Rule>(d, values, words, s, o, out, stride, all());
     }
 }
 
@@ -64,6 +68,10 @@ NIBBLE_NOINLINE inline void decode_16_bits(const decoder& d, const std::uint8_t*
     }
 }
 
+NIBBLE_NOINLINE inline bool has_special(const decoder& d, const std::uint8_t* bytes, std::ptrdiff_t lines) noexcept {
+    return largest_byte(bytes, lines, d.special_add, d.special_mask) > d.special_above;
+}
+
 NIBBLE_NOINLINE inline void decode(const decoder& d, const std::uint8_t* panel, std::ptrdiff_t first, std::ptrdiff_t quads, const float* scale,
                                    const float* offset, float* out, std::ptrdiff_t stride) noexcept {
     using enum line_rule;
@@ -74,7 +82,7 @@ NIBBLE_NOINLINE inline void decode(const decoder& d, const std::uint8_t* panel, 
         const std::ptrdiff_t n = quads - done < most ? quads - done : most;
         unpack_quads(panel, d.bits, first + done, n, nullptr, bytes);
         if (d.table != nullptr && d.bits <= 4) decode_bytes<table_16>(d, bytes, n, scale, offset, out, stride);
-        else if (d.mantissa_bits > 0 && largest_byte(bytes, n, d.special_add, d.special_mask) <= d.special_above)
+        else if (d.is_minifloat && !has_special(d, bytes, n))
             decode_bytes<minifloat>(d, bytes, n, scale, offset, out, stride);
         else if (d.table != nullptr) decode_bytes<table>(d, bytes, n, scale, offset, out, stride);
         else if (d.subtracts) decode_bytes<subtracted>(d, bytes, n, scale, offset, out, stride);

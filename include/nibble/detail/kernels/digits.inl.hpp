@@ -151,33 +151,24 @@ NIBBLE_INLINE void add_panel(const weight_run& w, std::ptrdiff_t line, const lan
     }
 }
 
-// How a sub-block ends: in floats with P digits, or in integers.
-template <int P>
-struct float_end {
-    static constexpr int digits = P;
-    template <class Kind, int C>
-    NIBBLE_INLINE static void panel(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, int panel) noexcept {
-        finish_panel<Kind, P>(w, line, d, c, c.accumulator + panel * c.accumulator_panel, std::make_integer_sequence<int, C>());
-    }
-};
-struct integer_end {
-    static constexpr int digits = 1;
-    template <class Kind, int C>
-    NIBBLE_INLINE static void panel(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, int panel) noexcept {
-        add_panel(w, line, d, c, c.sums + panel * c.accumulator_panel, std::make_integer_sequence<int, C>());
-    }
-};
+/// Ends a sub-block of one panel: in integers where the tile asks for sums, else in floats.
+template <class Kind, int P, int C>
+NIBBLE_INLINE void finish_block_of(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, int panel) noexcept {
+    using columns = std::make_integer_sequence<int, C>;
+    if constexpr (P == 1)
+        if (c.sums != nullptr) return add_panel(w, line, d, c, c.sums + panel * c.accumulator_panel, columns());
+    finish_panel<Kind, P>(w, line, d, c, c.accumulator + panel * c.accumulator_panel, columns());
+}
 
-template <class Kind, class End, int C, int... Panel>
+template <class Kind, int P, int C, int... Panel>
 NIBBLE_INLINE void finish_block(const weight_run& w, std::ptrdiff_t block, const lanes_int* d, const column_tile& c,
                                 std::integer_sequence<int, Panel...>) noexcept {
-    (End::template panel<Kind, C>(w, block * w.scale_step + Panel * w.scale_panel, d + Panel, c, Panel), ...);
+    (finish_block_of<Kind, P, C>(w, block * w.scale_step + Panel * w.scale_panel, d + Panel, c, Panel), ...);
 }
 
 /// One tile of C columns over a run of sub-blocks.
-template <class Kind, class Source, class End, int C>
+template <class Kind, class Source, int P, int C>
 NIBBLE_NOINLINE inline void digit_tile(const weight_run& w, column_tile c) noexcept {
-    constexpr int P = End::digits;
     constexpr int T = Kind::streams(P) * C;
     using all = std::make_integer_sequence<int, T * V>;
     using panels = std::make_integer_sequence<int, V>;
@@ -204,28 +195,28 @@ NIBBLE_NOINLINE inline void digit_tile(const weight_run& w, column_tile c) noexc
         } else {
             dot_quads<Kind, T, Source>(codes, w.panel_step, streams, w.quads, d);
         }
-        finish_block<Kind, End, C>(w, b, d, c, panels());
+        finish_block<Kind, P, C>(w, b, d, c, panels());
         c.scale += C;
         c.sum += C;
         c.bias += C * (P == 3 ? 2 : 1);
     }
 }
 
-template <class Kind, class Source, class End, int C = Kind::columns(End::digits)>
+template <class Kind, class Source, int P, int C = Kind::columns(P)>
 NIBBLE_INLINE void choose_columns(const weight_run& w, const column_tile& c) noexcept {
     if constexpr (C == 1) {
-        digit_tile<Kind, Source, End, 1>(w, c);
+        digit_tile<Kind, Source, P, 1>(w, c);
     } else {
-        if (c.columns == C) digit_tile<Kind, Source, End, C>(w, c);
-        else choose_columns<Kind, Source, End, next_tile(C)>(w, c);
+        if (c.columns == C) digit_tile<Kind, Source, P, C>(w, c);
+        else choose_columns<Kind, Source, P, next_tile(C)>(w, c);
     }
 }
 
 template <class Kind, class Source>
 NIBBLE_INLINE void choose_digits(const weight_run& w, const column_tile& c, int digits) noexcept {
-    if (digits == 1) choose_columns<Kind, Source, float_end<1>>(w, c);
-    else if (digits == 2) choose_columns<Kind, Source, float_end<Kind::streams(2)>, Kind::columns(2)>(w, c);  // one stream is one digit
-    else choose_columns<Kind, Source, float_end<3>>(w, c);
+    if (digits == 1) choose_columns<Kind, Source, 1>(w, c);
+    else if (digits == 2) choose_columns<Kind, Source, Kind::streams(2), Kind::columns(2)>(w, c);  // one stream is one digit
+    else choose_columns<Kind, Source, 3>(w, c);
 }
 
 /// One tile over a run: 4-bit codes are unpacked in registers, all others come as bytes.
@@ -235,15 +226,6 @@ NIBBLE_NOINLINE inline void multiply_digits(const weight_run& w, const column_ti
         if (w.bits == 4) return choose_digits<Kind, cells<4>>(w, c, digits);
     }
     choose_digits<Kind, cells<8>>(w, c, digits);
-}
-
-/// The same in integers.
-template <class Kind>
-NIBBLE_NOINLINE inline void sum_digits(const weight_run& w, const column_tile& c) noexcept {
-    if constexpr (Kind::reads_nibbles) {
-        if (w.bits == 4) return choose_columns<Kind, cells<4>, integer_end>(w, c);
-    }
-    choose_columns<Kind, cells<8>, integer_end>(w, c);
 }
 
 template <class Kind>
@@ -264,5 +246,4 @@ inline constexpr digit_kernels digit_kernels_of = {
     Kind::reads_nibbles,
     &pack_digits<Kind>,
     &multiply_digits<Kind>,
-    &sum_digits<Kind>,
 };

@@ -9,7 +9,7 @@ inline constexpr kernel_table kernels = {
     &round_values,
     value_columns,
     &multiply_values,
-    &multiply_table,
-    {&scan<false>, &scan<true>, &invert, &round_scales, &encode, &encode_fp16_row, &encode_bf16_row, &pack, &decode, &transpose_words,
+    &multiply_coded,
+    {&scan<false>, &scan<true>, &invert, &round_scales, &encode, &encode_fp16_row, &encode_bf16_row, &pack, &decode, &has_special, &transpose_words,
      &load_fp16_row, &load_bf16_row, &load_f64_row},
 };

@@ -65,9 +65,8 @@ struct digit_kernels {
     /// Splits q of `quads` k-quads into digits; writes every k-quad `step` bytes after the last. Returns the sum of the
     /// highest digit when there are three.
     std::int32_t (*pack)(const std::int32_t* q, std::ptrdiff_t quads, int digits, std::uint8_t* streams, std::ptrdiff_t step) noexcept;
+    /// To the accumulators; or, of one digit, the sums of (u - z) q to column_tile::sums where that is given.
     void (*multiply)(const weight_run&, const column_tile&, int digits) noexcept;
-    /// Adds the sums of (u - z) q of one digit to column_tile::sums.
-    void (*sum)(const weight_run&, const column_tile&) noexcept;
 };
 
 /// Tiles narrow from the full one: 8, 4, 2, 1 or 6, 3, 2, 1 columns.
@@ -104,13 +103,13 @@ struct tile_place {
     return t;
 }
 
-/// Products of 4-bit codes through a table of floats, for few columns: two panels at once, codes in registers.
-struct table_run {
+/// Products of floats whose codes are decoded in registers, for few columns: two panels at once.
+struct coded_run {
+    const decoder* rule;
     const std::uint8_t* cells;     // of the first sub-block
     std::ptrdiff_t panel_step;     // bytes
     std::ptrdiff_t blocks;
-    std::ptrdiff_t cells_of_block;
-    const float* table;            // 16 values
+    std::ptrdiff_t length;         // k of a sub-block, a multiple of coded_step()
     const float* scale;            // lines
     std::ptrdiff_t scale_step;
     std::ptrdiff_t scale_panel;
@@ -124,9 +123,12 @@ struct rounded_stats {
     std::int32_t nonzero;          // of x
 };
 
-/// Columns and panels of a full tile of table_chain.
-inline constexpr int table_columns = 2;
-inline constexpr int table_panels = 2;
+/// Columns and panels of a full tile of `coded`.
+inline constexpr int coded_columns = 2;
+inline constexpr int coded_panels = 2;
+
+/// k that codes of so many bits are decoded by, in registers; 0 where they are not.
+[[nodiscard]] constexpr int coded_step(int bits) noexcept { return bits == 4 ? 8 : bits == 6 ? 32 : bits == 8 || bits == 16 ? 4 : 0; }
 
 /// The kernels of one instruction-set level.
 struct kernel_table {
@@ -145,7 +147,8 @@ struct kernel_table {
     rounded_stats (*round)(const float* x, std::ptrdiff_t n, float inv, float limit, std::int32_t* q) noexcept;
     int value_columns;             // of a full tile of `chain`
     void (*chain)(const value_run&, const column_tile&) noexcept;
-    void (*table_chain)(const table_run&, const column_tile&) noexcept;  // tiles of at most table_columns
+    /// For rules with 4 bits and a table, small floating point, or 16 bits; tiles of at most coded_columns.
+    void (*coded)(const coded_run&, const column_tile&) noexcept;
     codec_kernels codec;
 };
 
