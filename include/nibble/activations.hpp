@@ -19,6 +19,7 @@
 #include "detail/fp_environment.hpp"
 #include "detail/load.hpp"
 #include "eigen.hpp"
+#include "executor.hpp"
 #include "qmatrix.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
@@ -244,9 +245,9 @@ public:
     }
 
 private:
-    friend prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c);
+    friend prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c, executor* threads);
 
-    void fill(const qmatrix& w, const const_view& x, nibble::compute c);
+    void fill(const qmatrix& w, const const_view& x, nibble::compute c, executor& threads);
 
     nibble::compute compute_ = nibble::compute::f32;
     detail::product_path path_;
@@ -263,27 +264,26 @@ private:
 };
 
 /// Prepares the columns of x (K x M) for products with w and with matrices like it (see prepared_activations).
-/// Throws errc::shape_mismatch with both shapes.
-[[nodiscard]] NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c = nibble::compute::f32);
+/// threads: or none but the caller's. Throws errc::shape_mismatch with both shapes.
+[[nodiscard]] NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c = nibble::compute::f32, executor* threads = nullptr);
 
 /// The same of an Eigen expression.
 template <eigen_expression X>
-[[nodiscard]] prepared_activations prepare(const qmatrix& w, const Eigen::DenseBase<X>& x, nibble::compute c = nibble::compute::f32) {
-    return prepare(w, eigen_view<X>(x).get(), c);
+[[nodiscard]] prepared_activations prepare(const qmatrix& w, const Eigen::DenseBase<X>& x, nibble::compute c = nibble::compute::f32, executor* threads = nullptr) {
+    return prepare(w, eigen_view<X>(x).get(), c, threads);
 }
 
 #if NIBBLE_DEFINE_API
-NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c) {
+NIBBLE_API prepared_activations prepare(const qmatrix& w, const const_view& x, nibble::compute c, executor* threads) {
     if (x.rows != w.cols())
         detail::fail(errc::shape_mismatch, "prepare: W is " + detail::shape_text(w.rows(), w.cols()) + ", X is " + detail::shape_text(x.rows, x.cols));
     if (x.data == nullptr && x.rows != 0 && x.cols != 0) detail::fail(errc::invalid_argument, "prepare: X is a null pointer");
-    const detail::fp_environment environment;
     prepared_activations a;
-    a.fill(w, x, c);
+    a.fill(w, x, c, threads != nullptr ? *threads : serial());
     return a;
 }
 
-NIBBLE_API void prepared_activations::fill(const qmatrix& w, const const_view& x, nibble::compute c) {
+NIBBLE_API void prepared_activations::fill(const qmatrix& w, const const_view& x, nibble::compute c, executor& threads) {
     compute_ = c;
     path_ = detail::path_of(w.format(), c);
     rows_ = x.rows;
@@ -301,18 +301,27 @@ NIBBLE_API void prepared_activations::fill(const qmatrix& w, const const_view& x
     exponent_.resize(columns);
     carried_.resize(columns);
     raw_at_.assign(columns, -1);
+    const auto load = [&](index j, std::vector<float>& values) {
+        const const_view from{x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride};
+        detail::load_block(from, 0, x.rows, 0, 1, values.data(), 1);
+    };
+    const index tasks = threads.concurrency() <= 1 ? (std::min)(x.cols, index{1}) : (std::min)(x.cols, index{threads.concurrency()} * 4);
+    threads.parallel_for(tasks, [&](index task) {
+        const detail::fp_environment environment;
+        std::vector<float> values(static_cast<std::size_t>(x.rows));
+        for (index j = x.cols * task / tasks; j < x.cols * (task + 1) / tasks && !path_.strict; ++j) {
+            load(j, values);
+            const bool done = detail::prepare_column(detail::active_kernels(), values.data(), blocks, rows_, path_, weight_exponent_, column(j, blocks));
+            carried_[static_cast<std::size_t>(j)] = done ? 1 : 0;
+        }
+    });
     std::vector<float> values(static_cast<std::size_t>(x.rows));
     for (index j = 0; j < x.cols; ++j) {
         const auto at = static_cast<std::size_t>(j);
-        const const_view from{x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride};
-        detail::load_block(from, 0, x.rows, 0, 1, values.data(), 1);
-        const bool done = !path_.strict && detail::prepare_column(detail::active_kernels(), values.data(), blocks, rows_, path_,
-                                                                  weight_exponent_, column(j, blocks));
-        carried_[at] = done ? 1 : 0;
-        strict_ += done ? 0 : 1;
-        if (done && exponent_[at] == 0) continue;
+        strict_ += carried_[at] != 0 ? 0 : 1;
+        if (carried_[at] != 0 && exponent_[at] == 0) continue;
         raw_at_[at] = static_cast<index>(raw_.size());
-        detail::load_block(from, 0, x.rows, 0, 1, values.data(), 1);
+        load(j, values);
         raw_.insert(raw_.end(), values.begin(), values.end());
     }
 }

@@ -4,6 +4,7 @@
 #include "detail/codec.hpp"
 #include "detail/fp_environment.hpp"
 #include "eigen.hpp"
+#include "executor.hpp"
 #include "qmatrix.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
@@ -17,14 +18,15 @@ class panel_decoder {
 public:
     panel_decoder(const qmatrix& w, const float_view& out) : w_(w), out_(out) {}
 
-    NIBBLE_NOINLINE void run() {
+    /// Panels [first_panel, last_panel).
+    NIBBLE_NOINLINE void run(index first_panel, index last_panel) {
         const layout& l = w_.layout();
-        if (!make_decoder(w_.format(), w_.offset_type(), decoder_, padded_)) return run_unknown();
+        if (!make_decoder(w_.format(), w_.offset_type(), decoder_, padded_)) return run_unknown(first_panel * panel_rows, (std::min)(last_panel * panel_rows, l.rows));
         // Column-major outputs in blocks of columns, down all panels: a line of 16 rows is one cache line of a column, and
         // the next panel writes the one after it. (Blocks must start at a k-quad.)
         const index step = out_.row_stride == 1 && l.group % 4 == 0 ? block_columns : (std::max)(l.cols, index{1});
         for (index first = 0; first < l.cols; first += step)
-            for (index p = 0; p < l.panels; ++p) decode_panel(p, first, (std::min)(first + step, l.cols));
+            for (index p = first_panel; p < last_panel; ++p) decode_panel(p, first, (std::min)(first + step, l.cols));
     }
 
 private:
@@ -84,10 +86,10 @@ private:
     }
 
     /// 16-bit formats of a program's own.
-    void run_unknown() const {
+    void run_unknown(index first_row, index last_row) const {
         const layout& l = w_.layout();
         float scale[16], offset[16];
-        for (index n = 0; n < l.rows; ++n)
+        for (index n = first_row; n < last_row; ++n)
             for (index g = 0; g < l.groups; ++g) {
                 w_.expand_scales(n / panel_rows, g, 1, scale, offset);
                 for (index k = l.group_begin(g); k < l.group_end(g); ++k) {
@@ -112,32 +114,44 @@ NIBBLE_FP_END
 
 }  // namespace detail
 
+/// What may be said besides the output.
+struct dequantize_options {
+    nibble::executor* executor = nullptr;  // threads, or none but the caller's
+};
+
 /// Writes the decoded weights (N x K) to storage of the caller. Throws errc::shape_mismatch with both shapes.
-NIBBLE_API void dequantize(const qmatrix& w, const float_view& out);
+NIBBLE_API void dequantize(const qmatrix& w, const float_view& out, const dequantize_options& options = {});
 
 #if NIBBLE_DEFINE_API
-NIBBLE_API void dequantize(const qmatrix& w, const float_view& out) {
+NIBBLE_API void dequantize(const qmatrix& w, const float_view& out, const dequantize_options& options) {
     if (out.rows != w.rows() || out.cols != w.cols())
         detail::fail(errc::shape_mismatch, "dequantize: W is " + detail::shape_text(w.rows(), w.cols()) + ", the output is " +
                                                detail::shape_text(out.rows, out.cols));
     if (out.data == nullptr && out.rows != 0 && out.cols != 0)
         detail::fail(errc::invalid_argument, "dequantize: the output is a null pointer");
-    const detail::fp_environment environment;
-    detail::panel_decoder(w, out).run();
+    const index panels = w.layout().panels;
+    const int threads = options.executor != nullptr ? options.executor->concurrency() : 1;
+    const index tasks = threads <= 1 ? 1 : (std::min)(panels, index{threads} * 4);
+    const auto task = [&](index i) {
+        const detail::fp_environment environment;
+        detail::panel_decoder(w, out).run(panels * i / tasks, panels * (i + 1) / tasks);
+    };
+    if (tasks <= 1) task(0);
+    else options.executor->parallel_for(tasks, task);
 }
 #endif
 
 /// dequantize(Wq, W): into a matrix, map or block of floats.
 template <class Out>
     requires eigen_expression<std::remove_cvref_t<Out>>
-void dequantize(const qmatrix& w, Out&& out) {
-    dequantize(w, writable_view(out));
+void dequantize(const qmatrix& w, Out&& out, const dequantize_options& options = {}) {
+    dequantize(w, writable_view(out), options);
 }
 
 /// The decoded weights as a matrix.
-[[nodiscard]] inline Eigen::MatrixXf dequantize(const qmatrix& w) {
+[[nodiscard]] inline Eigen::MatrixXf dequantize(const qmatrix& w, const dequantize_options& options = {}) {
     Eigen::MatrixXf out(w.rows(), w.cols());
-    dequantize(w, writable_view(out));
+    dequantize(w, writable_view(out), options);
     return out;
 }
 

@@ -20,7 +20,6 @@ namespace nibble::inline NIBBLE_ABI {
 #if NIBBLE_DEFINE_API
 NIBBLE_API qmatrix quantize(const const_view& w, const quantize_plan& plan, const quantize_options& options) {
     check_quantize(w, plan, options).or_throw();
-    const detail::fp_environment environment;
     return detail::quantization(w, plan, options).run();
 }
 #endif

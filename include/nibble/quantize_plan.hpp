@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "executor.hpp"
 #include "qmatrix.hpp"
 #include "recipe.hpp"
 
@@ -25,6 +26,9 @@ struct quantize_options {
     nibble::non_finite non_finite = nibble::non_finite::error;
     /// One weight >= 0 per column of W (an importance matrix): searching quantizers minimize importance * error^2.
     std::span<const float> importance{};
+    /// Threads, or none but the caller's. The bytes never depend on it. A rule of your own is then called by several
+    /// threads at once; of several errors, any one is thrown.
+    nibble::executor* executor = nullptr;
 };
 
 /// The plan of a recipe.

@@ -1,7 +1,12 @@
 // The run of quantize(): ranges, rules, stored scales, codes, cells.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
+#include "../executor.hpp"
 #include "codec.hpp"
+#include "fp_environment.hpp"
 #include "row_reader.hpp"
 #include "scale_writer.hpp"
 
@@ -76,40 +81,68 @@ inline group_scale choose_group(const quantize_plan& plan, const group_view& v, 
     return sum;
 }
 
-/// One run of quantize(). Rows go one by one through range, rule and scale writer to codes, while they are in the cache;
-/// 16 rows of codes become the cells of a panel.
-class quantization {
+/// Quantizes rows. They go one by one through range, rule and scale writer to codes, while they are in the cache; 16 rows
+/// of codes become the cells of a panel. Several may fill one builder, each its own whole panels and tiles of rows.
+class row_quantizer {
 public:
-    quantization(const const_view& w, const quantize_plan& plan, const quantize_options& options)
-        : w_(w), plan_(plan), options_(options), scheme_(options.scale.value_or(plan.scale)),
-          builder_(w.rows, w.cols, plan.format, scheme_, plan.rule.offset, plan.group, plan.name, initial_codes::unset),
-          writer_(builder_, plan, scheme_), rows_(w, options.non_finite, builder_.layout().group, plan.rule.symmetric),
-          stride_(ceil_div(builder_.layout().positions() * (plan.format->bits > 8 ? 2 : 1), 64) * 64 + 64),
-          codes_(static_cast<std::size_t>(panel_rows * stride_)), inverse_(static_cast<std::size_t>(builder_.layout().groups)) {}
+    row_quantizer(const const_view& w, const quantize_plan& plan, const quantize_options& options, const scale_scheme& scheme,
+                  qmatrix_builder& builder)
+        : w_(w), plan_(plan), options_(options), scheme_(scheme), builder_(builder), writer_(builder, plan, scheme),
+          rows_(w, options.non_finite, builder.layout().group, plan.rule.symmetric),
+          stride_(ceil_div(builder.layout().positions() * (plan.format->bits > 8 ? 2 : 1), 64) * 64 + 64),
+          codes_(static_cast<std::size_t>(panel_rows * stride_)), inverse_(static_cast<std::size_t>(builder.layout().groups)) {
+        encoder_known_ = plan.rule.encode == nullptr && plan.format->decode != decode_class::wide && make_encoder(*plan.format, plan.rule.offset, encoder_);
+    }
 
-    [[nodiscard]] NIBBLE_NOINLINE qmatrix run() && {
+    /// Rows [first, last), in blocks that share scales.
+    NIBBLE_NOINLINE void run(index first, index last) {
         const layout& l = builder_.layout();
         if (plan_.format->decode == decode_class::wide) {
-            for (index n = 0; n < l.rows; ++n) encode_wide(n);
-            return std::move(builder_).finish();
+            for (index n = first; n < last; ++n) encode_wide(n);
+            return;
         }
-        encoder_known_ = plan_.rule.encode == nullptr && make_encoder(*plan_.format, plan_.rule.offset, encoder_);
-        const bool whole_tensor =
-            scheme_.storage == scale_storage::e4m3_f32 || scheme_.storage == scale_storage::double_quantized;
-        const index block = whole_tensor ? l.rows : l.block_rows;
-        scale_.resize(static_cast<std::size_t>((std::min)(block, l.rows) * l.groups));
+        const index block = (std::min)(l.block_rows, last - first);
+        scale_.resize(static_cast<std::size_t>(block * l.groups));
         offset_.resize(scale_.size());
-        if (!options_.importance.empty() && scheme_.storage == scale_storage::two_level) weight_.resize(scale_.size());
-        for (index first = 0; first < l.rows; first += block) {
-            const index rows = (std::min)(block, l.rows - first);
-            for (index n = first; n < first + rows && l.block_rows == 1; ++n) choose_row(n, n - first);
-            for (index top = first; top < first + rows && l.block_rows != 1; top += l.block_rows)
-                choose_block(top, (std::min)(top + l.block_rows, first + rows), first);
-            writer_.store(first, rows, scale_.data(), offset_.data(), weight_.empty() ? nullptr : weight_.data(), amax_);
-            for (index n = first; n < first + rows; ++n) encode_row(n, n - first, rows > 1 || l.block_rows != 1);
+        if (weighs()) weight_.resize(scale_.size());
+        for (index top = first; top < last; top += block) {
+            const index end = (std::min)(top + block, last);
+            choose(top, end, {scale_.data(), offset_.data(), weight_.empty() ? nullptr : weight_.data()});
+            writer_.store(top, end - top, scale_.data(), offset_.data(), weight_.empty() ? nullptr : weight_.data(), amax_);
+            encode(top, end, scale_.data(), offset_.data(), l.block_rows != 1);
         }
-        return std::move(builder_).finish();
     }
+
+    /// Scales and offsets of rows, [row][group]; and the sums of importance, where they are wanted.
+    struct proposals {
+        float* scale;
+        float* offset;
+        float* weight;
+    };
+
+    /// What the rule proposes for rows [first, last).
+    NIBBLE_NOINLINE void choose(index first, index last, const proposals& to) {
+        const layout& l = builder_.layout();
+        for (index n = first; n < last && l.block_rows == 1; ++n) choose_row(n, n - first, to);
+        for (index top = first; top < last && l.block_rows != 1; top += l.block_rows) choose_block(top, (std::min)(top + l.block_rows, last), first, to);
+    }
+
+    /// The codes of rows [first, last) against stored scales; `again` if other rows were read since.
+    NIBBLE_NOINLINE void encode(index first, index last, const float* scale, const float* offset, bool again) {
+        const index groups = builder_.layout().groups;
+        for (index n = first; n < last; ++n) encode_row(n, scale + (n - first) * groups, offset + (n - first) * groups, again);
+    }
+
+    /// Stores the scales of all rows; they become what codes are chosen against. amax: of all weights.
+    NIBBLE_NOINLINE void store(float* scale, float* offset, const float* weight, float amax) {
+        writer_.store(0, w_.rows, scale, offset, weight, amax);
+    }
+
+    /// The largest magnitude of the rows chosen for.
+    [[nodiscard]] float amax() const noexcept { return amax_; }
+
+    /// Whether the scheme wants the sums of importance.
+    [[nodiscard]] bool weighs() const noexcept { return !options_.importance.empty() && scheme_.storage == scale_storage::two_level; }
 
 private:
     static constexpr index streamed = index{1} << 22;  // bytes of codes that would push everything else out of the caches
@@ -120,28 +153,28 @@ private:
     [[nodiscard]] std::uint8_t* codes_of(index n) noexcept { return codes_.data() + n % panel_rows * stride_; }
 
     /// Groups of one row: proposals for row n, which is row `at` of the block.
-    void choose_row(index n, index at) {
+    void choose_row(index n, index at, const proposals& to) {
         const layout& l = builder_.layout();
         const std::span<const float> row = rows_.scan(n);
         amax_ = (std::max)(amax_, rows_.amax());
-        float* scale = scale_.data() + at * l.groups;
-        float* offset = offset_.data() + at * l.groups;
+        float* scale = to.scale + at * l.groups;
+        float* offset = to.offset + at * l.groups;
         if (!options_.importance.empty()) row_squares_ = sum_of_squares(row);
         if (plan_.rule.from_range != nullptr)
             plan_.rule.from_range(plan_.rule.self, rows_.low(), rows_.high(), inverse_.size(), *plan_.format, scale, offset);
-        for (index g = 0; g < l.groups && (plan_.rule.from_range == nullptr || !weight_.empty()); ++g) {
+        for (index g = 0; g < l.groups && (plan_.rule.from_range == nullptr || to.weight != nullptr); ++g) {
             const group_view v = view_of(row, g);
             if (plan_.rule.from_range == nullptr) {
                 const group_scale s = plan_.rule.from_values(plan_.rule.self, v, codes_of(n) + g * l.padded_group);
                 scale[g] = s.scale;
                 offset[g] = s.offset;
             }
-            if (!weight_.empty()) weight_[static_cast<std::size_t>(at * l.groups + g)] = importance_sum(v);
+            if (to.weight != nullptr) to.weight[at * l.groups + g] = importance_sum(v);
         }
     }
 
     /// Groups that span rows [top, bottom): one proposal for each.
-    void choose_block(index top, index bottom, index first) {
+    void choose_block(index top, index bottom, index first, const proposals& to) {
         const layout& l = builder_.layout();
         std::vector<float> scale(inverse_.size()), offset(inverse_.size()), low, high;
         for (index n = top; n < bottom && (plan_.rule.from_range != nullptr || scheme_.storage == scale_storage::e4m3_f32); ++n) {
@@ -166,8 +199,8 @@ private:
             }
         }
         for (index n = top; n < bottom; ++n) {
-            std::copy(scale.begin(), scale.end(), scale_.begin() + (n - first) * l.groups);
-            std::copy(offset.begin(), offset.end(), offset_.begin() + (n - first) * l.groups);
+            std::copy(scale.begin(), scale.end(), to.scale + (n - first) * l.groups);
+            std::copy(offset.begin(), offset.end(), to.offset + (n - first) * l.groups);
         }
     }
 
@@ -191,12 +224,9 @@ private:
         return plan_.rule.from_values(plan_.rule.self, v, codes.data());
     }
 
-    /// The codes of row n, which is row `at` of the block, against the stored scales; `again` if other rows were read since.
-    void encode_row(index n, index at, bool again) {
+    void encode_row(index n, const float* scale, const float* offset, bool again) {
         const layout& l = builder_.layout();
         const std::span<const float> row = again ? rows_.get(n) : rows_.current();
-        const float* scale = scale_.data() + at * l.groups;
-        const float* offset = offset_.data() + at * l.groups;
         if (encoder_known_) {
             kernels_.invert(scale, l.groups, inverse_.data());
             kernels_.encode(encoder_, {row.data(), l.cols, l.group, l.padded_group, inverse_.data(), offset, codes_of(n), rows_.ahead(n + 1)});
@@ -234,11 +264,11 @@ private:
         kernels_.pack(codes_.data(), stride_, l.bits, builder_.panel(n / panel_rows), l.panel_bytes, l.scales_at >= streamed);
     }
 
-    const_view w_;
+    const const_view& w_;
     const quantize_plan& plan_;
     const quantize_options& options_;
-    scale_scheme scheme_;
-    qmatrix_builder builder_;
+    const scale_scheme& scheme_;
+    qmatrix_builder& builder_;
     scale_writer writer_;
     row_reader rows_;
     const codec_kernels& kernels_ = active_kernels().codec;
@@ -254,5 +284,70 @@ private:
 };
 
 NIBBLE_FP_END
+
+/// One run of quantize(). Tasks are whole panels and whole tiles of rows; what is stored depends on the rows alone.
+class quantization {
+public:
+    quantization(const const_view& w, const quantize_plan& plan, const quantize_options& options)
+        : w_(w), plan_(plan), options_(options), scheme_(options.scale.value_or(plan.scale)),
+          builder_(w.rows, w.cols, plan.format, scheme_, plan.rule.offset, plan.group, plan.name, initial_codes::unset) {}
+
+    [[nodiscard]] qmatrix run() && {
+        const bool whole_tensor = scheme_.storage == scale_storage::e4m3_f32 || scheme_.storage == scale_storage::double_quantized;
+        const bool one_tile = builder_.layout().block_rows >= w_.rows && w_.rows > 1;
+        if (plan_.format->decode != decode_class::wide && (whole_tensor || (one_tile && concurrency() > 1))) run_in_stages(one_tile);
+        else for_rows([](row_quantizer& q, index, index first, index last) { q.run(first, last); });
+        return std::move(builder_).finish();
+    }
+
+private:
+    [[nodiscard]] int concurrency() const noexcept { return options_.executor != nullptr ? options_.executor->concurrency() : 1; }
+
+    /// Calls body(quantizer, task, first, last) for shares of the rows.
+    template <class Body>
+    void for_rows(Body body) {
+        const index block = builder_.layout().block_rows;
+        const index unit = block >= w_.rows ? panel_rows : block % panel_rows == 0 ? block : block * panel_rows;
+        const index units = ceil_div(w_.rows, unit);
+        const index tasks = tasks_of(units);
+        const auto share = [&](index task) { return (std::min)(w_.rows, (units / tasks * task + units % tasks * task / tasks) * unit); };
+        const auto task = [&](index i) {
+            const fp_environment environment;
+            row_quantizer q(w_, plan_, options_, scheme_, builder_);
+            body(q, i, share(i), share(i + 1));
+        };
+        if (tasks == 1) task(0);
+        else options_.executor->parallel_for(tasks, task);
+    }
+    [[nodiscard]] index tasks_of(index units) const noexcept {
+        return concurrency() == 1 ? 1 : (std::max)(index{1}, (std::min)(units, index{concurrency()} * 4));
+    }
+
+    /// All proposals, then all stored scales, then all codes: for schemes that look at the whole tensor, and for one tile
+    /// of rows, whose proposals are found by one thread.
+    void run_in_stages(bool one_tile) {
+        const index groups = builder_.layout().groups;
+        std::vector<float> scale(static_cast<std::size_t>(checked_product(w_.rows, groups))), offset(scale.size()), weight;
+        std::vector<float> amax(static_cast<std::size_t>(tasks_of(w_.rows)));
+        const auto choose = [&](row_quantizer& q, index task, index first, index last) {
+            q.choose(first, last, {scale.data() + first * groups, offset.data() + first * groups, weight.empty() ? nullptr : weight.data() + first * groups});
+            amax[static_cast<std::size_t>(task)] = q.amax();
+        };
+        const fp_environment environment;
+        row_quantizer all(w_, plan_, options_, scheme_, builder_);
+        if (all.weighs()) weight.resize(scale.size());
+        if (one_tile) choose(all, 0, 0, w_.rows);
+        else for_rows(choose);
+        all.store(scale.data(), offset.data(), weight.empty() ? nullptr : weight.data(), *std::max_element(amax.begin(), amax.end()));
+        for_rows([&](row_quantizer& q, index, index first, index last) { q.encode(first, last, scale.data() + first * groups, offset.data() + first * groups, true); });
+    }
+
+    const const_view& w_;
+    const quantize_plan& plan_;
+    const quantize_options& options_;
+    scale_scheme scheme_;
+    qmatrix_builder builder_;
+};
+
 
 }  // namespace nibble::detail
