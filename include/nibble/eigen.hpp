@@ -43,9 +43,14 @@ inline constexpr bool has_memory = (static_cast<int>(Eigen::internal::traits<Der
 
 }  // namespace detail
 
-/// An Eigen matrix, array or expression of them.
+namespace detail {
+template <class Derived>
+void take_expression(const Eigen::DenseBase<Derived>&) noexcept;
+}  // namespace detail
+
+/// An Eigen matrix, array or expression of them. (Part of a column, Y.col(0).head(n), is the DenseBase of another class.)
 template <class T>
-concept eigen_expression = std::is_base_of_v<Eigen::DenseBase<T>, T>;
+concept eigen_expression = requires(const T& x) { detail::take_expression(x); };
 
 /// Holds a view of an Eigen expression for as long as the expression lives; evaluates it first if it has no memory.
 template <class Derived>

@@ -439,3 +439,14 @@ TEST_CASE("W may be any Eigen expression", "[gemm][views]") {
     CHECK(t.failures() == 0);
     CHECK(t.cases() == 13);
 }
+
+TEST_CASE("parts of a column are inputs and outputs", "[gemm][views]") {
+    // Y.col(0).head(n) is a VectorBlock, which is not the DenseBase of itself.
+    const nibble::qmatrix w = nibble::quantize<nibble::int8>(MatrixXf::Random(20, 12));
+    const MatrixXf x = MatrixXf::Random(30, 2);
+    MatrixXf y = MatrixXf::Constant(50, 2, 9.0f);
+    nibble::gemm(w, x.col(1).segment(5, 12), y.col(0).segment(7, 20));
+    MatrixXf wanted = MatrixXf::Constant(50, 2, 9.0f);
+    wanted.block(7, 0, 20, 1) = w * MatrixXf(x.block(5, 1, 12, 1));
+    CHECK(y == wanted);
+}
