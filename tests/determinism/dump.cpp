@@ -150,7 +150,9 @@ void make_hostile(int argc, char** argv) {
 #elif defined(__aarch64__)
             std::uint64_t fpcr;
             __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
-            __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | std::uint64_t{1} << 24));
+            fpcr |= 1u << 24 | 1u << 19;  // FZ, FZ16
+            fpcr |= 1u << 26 | 1u << 25;  // and the other fp16 (no Inf), one NaN for all
+            __asm__ volatile("msr fpcr, %0" : : "r"(fpcr));
 #endif
         } else if (word == "trap") {
 #if defined(__SSE2__)
