@@ -10,6 +10,7 @@ struct lanes_int {
 
 inline constexpr int tile_panels = 1;
 inline constexpr int value_columns = 6;  // 12 accumulators, 2 values, 1 broadcast of 16 registers
+inline constexpr int table_tile_panels = 2;
 
 NIBBLE_INLINE lanes load(const float* p) noexcept { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 NIBBLE_INLINE void store(float* p, lanes x) noexcept {
@@ -148,6 +149,11 @@ NIBBLE_INLINE __m256 look_up_half(float_table t, __m256i code) noexcept {
 }
 /// Only the low four bits of a code count.
 NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {look_up_half(t, code.a), look_up_half(t, code.b)}; }
+/// Nibble K of every word of a 4-bit cell, K in the order of columns: bits 0, 8, 16, 24, 4, 12, 20, 28.
+template <int K>
+NIBBLE_INLINE lanes look_up_nibble(float_table t, lanes_int words) noexcept {
+    return look_up(t, shift_right_logical<K % 4 * 8 + K / 4 * 4>(words));
+}
 
 /// Bytes through a table of 16.
 struct byte_table {

@@ -10,6 +10,7 @@ struct lanes_int {
 
 inline constexpr int tile_panels = 2;
 inline constexpr int value_columns = 8;
+inline constexpr int table_tile_panels = 2;
 
 /// Intrinsics without a mask pass an undefined register to those with one, which GCC 12 warns about.
 inline constexpr __mmask16 every_lane = 0xffff;
@@ -133,6 +134,11 @@ struct float_table {
 NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
 /// Only the low four bits of a code count.
 NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return {_mm512_maskz_permutexvar_ps(every_lane, code.v, t.entries)}; }
+/// Nibble K of every word of a 4-bit cell, K in the order of columns: bits 0, 8, 16, 24, 4, 12, 20, 28.
+template <int K>
+NIBBLE_INLINE lanes look_up_nibble(float_table t, lanes_int words) noexcept {
+    return look_up(t, shift_right_logical<K % 4 * 8 + K / 4 * 4>(words));
+}
 
 /// Bytes through a table of 16.
 struct byte_table {

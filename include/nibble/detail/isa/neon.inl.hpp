@@ -11,7 +11,8 @@ struct lanes_int {
 };
 
 inline constexpr int tile_panels = 1;
-inline constexpr int value_columns = 6;  // 24 accumulators, 4 values, 1 activation of 32 registers
+inline constexpr int value_columns = 4;  // 16 accumulators and 4 values of 32 registers; with 6 columns GCC 12 spills one
+inline constexpr int table_tile_panels = 1;  // the table takes four registers, and what makes indices of codes ten
 
 #define NIBBLE_EACH(f, x) {f(x.a), f(x.b), f(x.c), f(x.d)}
 #define NIBBLE_EACH_PAIR(f, x, y) {f(x.a, y.a), f(x.b, y.b), f(x.c, y.c), f(x.d, y.d)}
@@ -207,15 +208,26 @@ struct float_table {
 NIBBLE_INLINE float_table load_table(const float* p) noexcept {
     return {{{load_bytes(p), load_bytes(p + 4), load_bytes(p + 8), load_bytes(p + 12)}}};
 }
-NIBBLE_INLINE float32x4_t look_up_quad(float_table t, int32x4_t code) noexcept {
-    const uint8x16_t first_bytes = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+/// The entry at byte J of every word of `at`, which holds offsets in the table: four times codes.
+template <int J>
+NIBBLE_INLINE float32x4_t look_up_quad(float_table t, uint8x16_t at) noexcept {
+    const uint8x16_t spread = {J, J, J, J, J + 4, J + 4, J + 4, J + 4, J + 8, J + 8, J + 8, J + 8, J + 12, J + 12, J + 12, J + 12};
     const uint8x16_t within = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
-    const uint8x16_t entry = vandq_u8(vqtbl1q_u8(as_bytes(code), first_bytes), vdupq_n_u8(15));
-    return vreinterpretq_f32_u8(vqtbl4q_u8(t.bytes, vsliq_n_u8(within, entry, 2)));  // byte 4 * entry + within
+    return vreinterpretq_f32_u8(vqtbl4q_u8(t.bytes, vorrq_u8(vqtbl1q_u8(at, spread), within)));
+}
+template <int K>
+NIBBLE_INLINE float32x4_t look_up_nibble(float_table t, int32x4_t words) noexcept {
+    const uint8x16_t shifted = K < 4 ? vshlq_n_u8(as_bytes(words), 2) : vshrq_n_u8(as_bytes(words), 2);
+    return look_up_quad<K % 4>(t, vandq_u8(shifted, vdupq_n_u8(0x3c)));
 }
 /// Only the low four bits of a code count.
 NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept {
-    return {look_up_quad(t, code.a), look_up_quad(t, code.b), look_up_quad(t, code.c), look_up_quad(t, code.d)};
+    return {look_up_nibble<0>(t, code.a), look_up_nibble<0>(t, code.b), look_up_nibble<0>(t, code.c), look_up_nibble<0>(t, code.d)};
+}
+/// Nibble K of every word of a 4-bit cell, K in the order of columns: bits 0, 8, 16, 24, 4, 12, 20, 28.
+template <int K>
+NIBBLE_INLINE lanes look_up_nibble(float_table t, lanes_int words) noexcept {
+    return {look_up_nibble<K>(t, words.a), look_up_nibble<K>(t, words.b), look_up_nibble<K>(t, words.c), look_up_nibble<K>(t, words.d)};
 }
 
 /// Bytes through a table of 16.

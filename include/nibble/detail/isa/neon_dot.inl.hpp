@@ -12,38 +12,39 @@ NIBBLE_INLINE void pack_bytes(const std::int32_t* q, int digits, std::uint8_t* o
 }
 
 /// sum += four signed codes times the four signed digits of dword Lane of x. By hand: arm_neon.h of clang 14 declares
-/// vdotq_lane_s32 only where the including file's options have it, and GCC 12 copies accumulators at loop edges.
+/// vdotq_lane_s32 only where the including file's options have it. Volatile, that is in this order: GCC 12 otherwise mixes
+/// the dots of several k-quads, and runs out of registers.
 template <int Lane, class Digits>
 NIBBLE_INLINE void dot(int32x4_t& sum, int32x4_t codes, Digits x) noexcept {
-    __asm__("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(codes), "w"(x), "i"(Lane));
+    __asm__ volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(codes), "w"(x), "i"(Lane));
 }
-template <int Lane, class Digits>
-NIBBLE_INLINE void dot(lanes_int& sum, lanes_int codes, Digits x) noexcept {
-    dot<Lane>(sum.a, codes.a, x);
-    dot<Lane>(sum.b, codes.b, x);
-    dot<Lane>(sum.c, codes.c, x);
-    dot<Lane>(sum.d, codes.d, x);
-}
-/// The dots of T dwords of digits, which are read in as few registers as hold them.
+/// Four rows of the dots of T dwords of digits, which are read in as few registers as hold them.
 template <int T>
-NIBBLE_INLINE void dots(lanes_int* d, lanes_int w, const std::uint8_t* a) noexcept {
+NIBBLE_INLINE void dot_rows(int32x4_t lanes_int::* rows, lanes_int* d, int32x4_t w, const std::uint8_t* a) noexcept {
     if constexpr (T >= 4) {
         const uint8x16_t x = load_bytes(a);
-        dot<0>(d[0], w, x);
-        dot<1>(d[1], w, x);
-        dot<2>(d[2], w, x);
-        dot<3>(d[3], w, x);
-        dots<T - 4>(d + 4, w, a + 16);
+        dot<0>(d[0].*rows, w, x);
+        dot<1>(d[1].*rows, w, x);
+        dot<2>(d[2].*rows, w, x);
+        dot<3>(d[3].*rows, w, x);
+        dot_rows<T - 4>(rows, d + 4, w, a + 16);
     } else if constexpr (T >= 2) {
         const uint8x8_t x = vld1_u8(a);
-        dot<0>(d[0], w, x);
-        dot<1>(d[1], w, x);
-        dots<T - 2>(d + 2, w, a + 8);
+        dot<0>(d[0].*rows, w, x);
+        dot<1>(d[1].*rows, w, x);
+        dot_rows<T - 2>(rows, d + 2, w, a + 8);
     } else if constexpr (T == 1) {
         float x;  // a register of 32 bits; no arithmetic
         std::memcpy(&x, a, 4);
-        dot<0>(d[0], w, x);
+        dot<0>(d[0].*rows, w, x);
     }
+}
+template <int T>
+NIBBLE_INLINE void dots(lanes_int* d, lanes_int w, const std::uint8_t* a) noexcept {
+    dot_rows<T>(&lanes_int::a, d, w.a, a);
+    dot_rows<T>(&lanes_int::b, d, w.b, a);
+    dot_rows<T>(&lanes_int::c, d, w.c, a);
+    dot_rows<T>(&lanes_int::d, d, w.d, a);
 }
 
 /// sdot: four signed codes times four signed digits, into 32 bits. Codes up to 127 are signed bytes as they are.

@@ -30,6 +30,7 @@ struct lanes_int {
 
 inline constexpr int tile_panels = 1;
 inline constexpr int value_columns = 3;  // 12 accumulators of 16 registers
+inline constexpr int table_tile_panels = 2;
 
 NIBBLE_INLINE quad load_quad(const float* p) noexcept {
     quad q;
@@ -250,6 +251,11 @@ struct float_table {
 NIBBLE_INLINE float_table load_table(const float* p) noexcept { return {p}; }
 /// Only the low four bits of a code count.
 NIBBLE_INLINE lanes look_up(float_table t, lanes_int code) noexcept { return gather(t.entries, bit_and(code, 15)); }
+/// Nibble K of every word of a 4-bit cell, K in the order of columns: bits 0, 8, 16, 24, 4, 12, 20, 28.
+template <int K>
+NIBBLE_INLINE lanes look_up_nibble(float_table t, lanes_int words) noexcept {
+    return look_up(t, shift_right_logical<K % 4 * 8 + K / 4 * 4>(words));
+}
 
 /// Bytes through a table of 16.
 struct byte_table {

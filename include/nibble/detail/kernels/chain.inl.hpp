@@ -57,47 +57,67 @@ NIBBLE_NOINLINE inline void multiply_values(const value_run& w, const column_til
     choose_value_columns<value_columns>(w, c);
 }
 
-/// k of a 4-bit cell in natural order: nibbles at bits 0, 8, 16, 24, 4, 12, 20, 28.
-template <int C, int K, int... I>
-NIBBLE_INLINE void table_step(float_table table, lanes_int first, lanes_int second, const float* x, lanes* t, std::integer_sequence<int, I...>) noexcept {
-    constexpr int shift = K % 4 * 8 + K / 4 * 4;
-    const lanes v = look_up(table, shift_right_logical<shift>(first));
-    const lanes w = look_up(table, shift_right_logical<shift>(second));
-    ((t[2 * I] = fma(v, set(x[C * K + I]), t[2 * I]), t[2 * I + 1] = fma(w, set(x[C * K + I]), t[2 * I + 1])), ...);
+template <int K, int V, int... P>
+NIBBLE_INLINE void look_up_panels(float_table table, const lanes_int* words, lanes* values, std::integer_sequence<int, P...>) noexcept {
+    ((values[P] = look_up_nibble<K>(table, words[P])), ...);
 }
-template <int C, int... K>
-NIBBLE_INLINE void table_cell(float_table table, const std::uint8_t* cell, std::ptrdiff_t panel_step, const float* x, lanes* t,
-                              std::integer_sequence<int, K...>) noexcept {
-    const lanes_int first = load_words(cell);
-    const lanes_int second = load_words(cell + panel_step);
-    (table_step<C, K>(table, first, second, x, t, std::make_integer_sequence<int, C>()), ...);
+template <int C, int V, int K, int... I>
+NIBBLE_INLINE void table_step(float_table table, const lanes_int* words, const float* x, lanes* t, std::integer_sequence<int, I...>) noexcept {
+    lanes values[static_cast<std::size_t>(V)];
+    look_up_panels<K, V>(table, words, values, std::make_integer_sequence<int, V>());
+    ((t[I] = fma(values[I % V], set(x[C * K + I / V]), t[I])), ...);
 }
-template <int... I>
-NIBBLE_INLINE void finish_table(const table_run& w, std::ptrdiff_t line, const lanes* t, const column_tile& c, std::integer_sequence<int, I...>) noexcept {
-    const lanes first = load(w.scale + line);
-    const lanes second = load(w.scale + line + w.scale_panel);
-    float* upper = c.accumulator + c.accumulator_panel;
-    ((store(c.accumulator + 16 * I, fma(t[2 * I], multiply(first, set(c.scale[I])), load(c.accumulator + 16 * I))),
-      store(upper + 16 * I, fma(t[2 * I + 1], multiply(second, set(c.scale[I])), load(upper + 16 * I)))),
+template <int C, int V, int... K>
+NIBBLE_INLINE void table_cell(float_table table, const lanes_int* words, const float* x, lanes* t, std::integer_sequence<int, K...>) noexcept {
+    (table_step<C, V, K>(table, words, x, t, std::make_integer_sequence<int, C * V>()), ...);
+}
+template <int... P>
+NIBBLE_INLINE void load_cells(const std::uint8_t* cell, std::ptrdiff_t panel_step, lanes_int* words, std::integer_sequence<int, P...>) noexcept {
+    ((words[P] = load_words(cell + P * panel_step)), ...);
+}
+template <int C, int V, int P, int... I>
+NIBBLE_INLINE void finish_table_panel(const float* scale, const lanes* t, const column_tile& c, float* accumulator, std::integer_sequence<int, I...>) noexcept {
+    const lanes s = load(scale);
+    (store(accumulator + 16 * I, fma(t[I * V + P], multiply(s, set(c.scale[I])), load(accumulator + 16 * I))), ...);
+}
+template <int C, int V, int... P>
+NIBBLE_INLINE void finish_table(const table_run& w, std::ptrdiff_t line, const lanes* t, const column_tile& c, std::integer_sequence<int, P...>) noexcept {
+    (finish_table_panel<C, V, P>(w.scale + line + P * w.scale_panel, t, c, c.accumulator + P * c.accumulator_panel,
+                                 std::make_integer_sequence<int, C>()),
      ...);
 }
 
-template <int C>
+/// C columns of V panels: accumulator (column c, panel v) is t[c * V + v].
+template <int C, int V>
 NIBBLE_NOINLINE inline void table_tile(const table_run& w, column_tile c) noexcept {
+    using panels = std::make_integer_sequence<int, V>;
     const float_table table = load_table(w.table);
     const std::uint8_t* cell = w.cells;
     const float* x = reinterpret_cast<const float*>(c.streams);
     for (std::ptrdiff_t b = 0; b < w.blocks; ++b) {
-        lanes t[static_cast<std::size_t>(2 * C)];
-        clear_lanes(t, std::make_integer_sequence<int, 2 * C>());
-        for (std::ptrdiff_t i = 0; i < w.cells_of_block; ++i, cell += 64, x += 8 * C)
-            table_cell<C>(table, cell, w.panel_step, x, t, std::make_integer_sequence<int, 8>());
-        finish_table(w, b * w.scale_step, t, c, std::make_integer_sequence<int, C>());
+        lanes t[static_cast<std::size_t>(C * V)];
+        clear_lanes(t, std::make_integer_sequence<int, C * V>());
+        for (std::ptrdiff_t i = 0; i < w.cells_of_block; ++i, cell += 64, x += 8 * C) {
+            lanes_int words[static_cast<std::size_t>(V)];
+            load_cells(cell, w.panel_step, words, panels());
+            table_cell<C, V>(table, words, x, t, std::make_integer_sequence<int, 8>());
+        }
+        finish_table<C, V>(w, b * w.scale_step, t, c, panels());
         c.scale += C;
     }
 }
 
+template <int C>
+NIBBLE_INLINE void table_panels_of(table_run w, column_tile c) noexcept {
+    for (int v = 0; v < table_panels; v += table_tile_panels) {
+        table_tile<C, table_tile_panels>(w, c);
+        w.cells += table_tile_panels * w.panel_step;
+        w.scale += table_tile_panels * w.scale_panel;
+        c.accumulator += table_tile_panels * c.accumulator_panel;
+    }
+}
+
 NIBBLE_NOINLINE inline void multiply_table(const table_run& w, const column_tile& c) noexcept {
-    if (c.columns == 2) table_tile<2>(w, c);
-    else table_tile<1>(w, c);
+    if (c.columns == 2) table_panels_of<2>(w, c);
+    else table_panels_of<1>(w, c);
 }
