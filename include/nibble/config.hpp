@@ -36,6 +36,14 @@
 #define NIBBLE_PRAGMA(text) _Pragma(#text)
 
 #if defined(__clang__)
+#if defined(__aarch64__) && __clang_major__ < 15
+// These ignore float_control on Arm, with a warning: contraction is all that can be pinned.
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "nibble on Arm holds its results under -ffast-math with GCC, or clang 15 and newer: compile without it"
+#endif
+#define NIBBLE_FP_BEGIN NIBBLE_PRAGMA(clang fp contract(off))
+#define NIBBLE_FP_END NIBBLE_PRAGMA(STDC FP_CONTRACT DEFAULT)
+#else
 // Under -ffp-contract=fast (part of -ffast-math) with an fma in the baseline, the code generator fuses across
 // contract(off); arithmetic that may trap is never fused. It costs quantizing a third of its speed, so only there.
 #if defined(__FMA__) || defined(__aarch64__)
@@ -50,6 +58,7 @@
     NIBBLE_FP_EXCEPT                                 \
     NIBBLE_PRAGMA(clang fp contract(off))
 #define NIBBLE_FP_END NIBBLE_PRAGMA(float_control(pop))
+#endif
 #define NIBBLE_NOINLINE __attribute__((noinline))
 #define NIBBLE_INLINE inline __attribute__((always_inline))
 #elif defined(__GNUC__)

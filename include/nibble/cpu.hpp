@@ -11,6 +11,10 @@
 
 #if NIBBLE_COMPILE_X86
 #include <cpuid.h>
+#elif NIBBLE_COMPILE_NEON && defined(__linux__)
+#include <sys/auxv.h>
+#elif NIBBLE_COMPILE_NEON && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace nibble::inline NIBBLE_ABI {
@@ -35,7 +39,8 @@ namespace nibble::inline NIBBLE_ABI {
 
 namespace detail {
 
-/// Whether this CPU and its operating system can run a level, by CPUID and XCR0 (the registers that are saved).
+/// Whether this CPU and its operating system can run a level: by CPUID and XCR0 (the registers that are saved); on Arm by
+/// what the options of this file presume, else by what Linux, Android, macOS and iOS tell (other systems: scalar).
 [[nodiscard]] inline bool detect(isa level) noexcept {
     if (level == isa::scalar) return true;
 #if NIBBLE_COMPILE_X86
@@ -57,6 +62,15 @@ namespace detail {
     if ((low & zmm) != zmm || (b & f_dq_bw_vl) != f_dq_bw_vl) return false;
     constexpr unsigned vbmi_vnni = 1u << 1 | 1u << 11;
     return level == isa::avx512 || (c & vbmi_vnni) == vbmi_vnni;
+#elif NIBBLE_COMPILE_NEON && defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#elif NIBBLE_COMPILE_NEON && defined(__linux__)
+    constexpr unsigned long asimddp = 1ul << 20;
+    return (::getauxval(AT_HWCAP) & asimddp) != 0;
+#elif NIBBLE_COMPILE_NEON && defined(__APPLE__)
+    int has = 0;
+    std::size_t size = sizeof has;
+    return ::sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
 #else
     return false;
 #endif

@@ -1,6 +1,7 @@
 // Instruction-set levels: the list, what this CPU has, and the environment variable.
 #include <nibble/cpu.hpp>
 
+#include <cstdint>
 #include <cstdlib>
 #include <set>
 #include <string>
@@ -29,6 +30,11 @@ TEST_CASE("this CPU", "[cpu]") {
     const bool wanted =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // the compiler's own detection
     CHECK(nibble::is_supported(nibble::isa::avx2) == wanted);
+#elif defined(__aarch64__) && defined(__linux__)
+    REQUIRE(nibble::compiled_isas().size() == 2);
+    std::uint64_t features = 0;  // Linux lets programs read it; bits 44 to 47: dot products
+    __asm__("mrs %0, ID_AA64ISAR0_EL1" : "=r"(features));
+    CHECK(nibble::is_supported(nibble::isa::neon) == ((features >> 44 & 15) != 0));
 #endif
     CHECK(nibble::is_supported(nibble::active_isa()));
 }

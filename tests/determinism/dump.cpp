@@ -79,13 +79,15 @@ std::vector<float> make_data(kind what, Index rows, Index cols, std::uint32_t se
             case kind::special: {  // zero rows, constants, ties on grids of halves, signed zeros, one value among zeros
                 const Index row = i / cols;
                 const Index col = i % cols;
-                const float tie = make_float(static_cast<std::int32_t>(col % 31) - 15, -1);
-                const float lone = col == cols / 2 ? -3.0f : std::bit_cast<float>(0x80000000u);
-                x.push_back(row % 5 == 0   ? 0.0f
-                            : row % 5 == 1 ? 0.7f
-                            : row % 5 == 2 ? tie
-                            : row % 5 == 3 ? lone
-                                           : make_float(s & 0xffff, -17));
+                // Chosen as bits: to -ffast-math one zero is as good as the other.
+                const auto bits = [](float v) { return std::bit_cast<std::uint32_t>(v); };
+                const std::uint32_t tie = bits(make_float(static_cast<std::int32_t>(col % 31) - 15, -1));
+                const std::uint32_t lone = col == cols / 2 ? bits(-3.0f) : 0x80000000u;
+                x.push_back(std::bit_cast<float>(row % 5 == 0   ? 0u
+                                                 : row % 5 == 1 ? bits(0.7f)
+                                                 : row % 5 == 2 ? tie
+                                                 : row % 5 == 3 ? lone
+                                                                : bits(make_float(s & 0xffff, -17))));
                 break;
             }
         }
@@ -150,7 +152,9 @@ void make_hostile(int argc, char** argv) {
 #elif defined(__aarch64__)
             std::uint64_t fpcr;
             __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
-            __asm__ volatile("msr fpcr, %0" : : "r"(fpcr | std::uint64_t{1} << 24));
+            fpcr |= 1u << 24 | 1u << 19;  // FZ, FZ16
+            fpcr |= 1u << 26 | 1u << 25;  // and the other fp16 (no Inf), one NaN for all
+            __asm__ volatile("msr fpcr, %0" : : "r"(fpcr));
 #endif
         } else if (word == "trap") {
 #if defined(__SSE2__)

@@ -57,10 +57,11 @@ struct integer_map {
 /// k-quads that 16-bit sums of codes up to `largest` hold.
 [[nodiscard]] constexpr index flush_quads(int largest) noexcept { return 32767 / (256 * (largest < 1 ? 1 : largest)); }
 
-/// Whether narrow kernels do with fewer multiplications than wide ones: a digit costs one and its share of a flush, while
-/// wide kernels take two for up to two digits and four for three.
-[[nodiscard]] constexpr bool prefers_narrow(int largest, int digits) noexcept {
+/// Whether narrow kernels are the faster ones for codes up to `largest`. Those that flush need not be: a digit costs one
+/// multiplication and its share of a flush, while wide kernels then take two for up to two digits and four for three.
+[[nodiscard]] constexpr bool prefers_narrow(const digit_kernels& narrow, int largest, int digits) noexcept {
     if (largest > 127) return false;
+    if (!narrow.flushes) return true;
     const index flush = flush_quads(largest);
     return 10 * digits * (flush + 1) <= 23 * flush * (digits == 3 ? 2 : 1);
 }
@@ -151,7 +152,7 @@ public:
     product(const qmatrix& w, index columns, product_path path) noexcept
         : w_(&w), kernels_(&active_kernels()), path_(path), m_(columns), blocks_(w.layout().group, w.cols()) {
         map_ = integers_of_path();
-        kind_ = prefers_narrow(map_.largest, path.digits) ? kernels_->narrow : kernels_->wide;
+        kind_ = prefers_narrow(*kernels_->narrow, map_.largest, path.digits) ? kernels_->narrow : kernels_->wide;
         decodes_ = make_decoder(w.format(), path.strict ? w.offset_type() : offset_kind::none, decoder_, table_);
         // Codes are decoded in registers for few columns, where steps and sub-blocks agree.
         const index step = coded_step(decoder_.bits);
@@ -267,7 +268,7 @@ private:
         const index step = stream_bytes_ * t.columns;
         std::uint8_t* base = streams_ + stream_bytes_ * (t.first * quads + (j - t.first));
         const bool own_zero = w_->offset_type() == offset_kind::zero_point;
-        const std::int32_t zero = own_zero ? 1 : map_.zero;
+        const std::int32_t zero = own_zero ? 1 : map_.zero - kind_->code_offset;
         for (index b = 0; b < blocks_.count(); ++b) {
             const index position = blocks_.position(b);
             const std::int32_t high =

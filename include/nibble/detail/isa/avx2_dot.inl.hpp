@@ -16,6 +16,7 @@ struct narrow_kind {
     static constexpr const char* name = "vpmaddubsw";
     static constexpr bool flushes = true;
     static constexpr bool reads_nibbles = true;
+    static constexpr int code_offset = 0;
     static constexpr int chunk = 1;
     static constexpr int streams(int digits) noexcept { return digits; }
     static constexpr int columns(int digits) noexcept { return digits == 1 ? 4 : 2; }  // 8 or 12 accumulators of 16 registers
@@ -48,6 +49,7 @@ struct wide_kind {
     static constexpr const char* name = "vpmaddwd";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = false;
+    static constexpr int code_offset = 0;
     static constexpr int chunk = 2;
     static constexpr int streams(int digits) noexcept { return digits == 3 ? 2 : 1; }
     static constexpr int columns(int digits) noexcept { return digits == 3 ? 3 : 4; }

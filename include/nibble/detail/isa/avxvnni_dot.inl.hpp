@@ -11,6 +11,7 @@ struct dot_kind {
     static constexpr const char* name = "vpdpbusd";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = true;
+    static constexpr int code_offset = 0;
     static constexpr int chunk = 1;
     static constexpr int streams(int digits) noexcept { return digits; }
     static constexpr int columns(int digits) noexcept { return digits == 1 ? 4 : digits == 2 ? 2 : 1; }  // 12 accumulators and nibbles spill

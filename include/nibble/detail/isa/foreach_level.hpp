@@ -16,6 +16,8 @@
 
 #if NIBBLE_COMPILE_X86
 #include <immintrin.h>
+#elif NIBBLE_COMPILE_NEON
+#include <arm_neon.h>
 #endif
 
 NIBBLE_FP_BEGIN
@@ -26,7 +28,7 @@ namespace nibble::inline NIBBLE_ABI::detail::scalar {
 }  // namespace nibble::detail::scalar
 NIBBLE_FP_END
 
-#if NIBBLE_COMPILE_X86
+#if NIBBLE_COMPILE_X86 || NIBBLE_COMPILE_NEON
 
 #if defined(__clang__)
 #define NIBBLE_TARGET_BEGIN(features) NIBBLE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
@@ -35,6 +37,10 @@ NIBBLE_FP_END
 #define NIBBLE_TARGET_BEGIN(features) NIBBLE_PRAGMA(GCC push_options) NIBBLE_PRAGMA(GCC target(features))
 #define NIBBLE_TARGET_END NIBBLE_PRAGMA(GCC pop_options)
 #endif
+
+#endif
+
+#if NIBBLE_COMPILE_X86
 
 NIBBLE_FP_BEGIN
 NIBBLE_TARGET_BEGIN("avx2,fma,f16c")
@@ -92,7 +98,26 @@ inline constexpr const epilogue_table& epilogues = avx512::epilogues;
 NIBBLE_TARGET_END
 NIBBLE_FP_END
 
-#undef NIBBLE_TARGET_BEGIN
-#undef NIBBLE_TARGET_END
+#elif NIBBLE_COMPILE_NEON
+
+// GCC asks for the whole architecture: its assembler has no dot products below Armv8.2. Clang takes the name of a CPU there.
+NIBBLE_FP_BEGIN
+#if defined(__clang__)
+NIBBLE_TARGET_BEGIN("dotprod")
+#else
+NIBBLE_TARGET_BEGIN("arch=armv8.2-a+dotprod")
+#endif
+namespace nibble::inline NIBBLE_ABI::detail::neon {
+#include "neon.inl.hpp"
+
+#include "neon_dot.inl.hpp"
+
+#include "../kernels/all.inl.hpp"
+}  // namespace nibble::detail::neon
+NIBBLE_TARGET_END
+NIBBLE_FP_END
 
 #endif
+
+#undef NIBBLE_TARGET_BEGIN
+#undef NIBBLE_TARGET_END

@@ -7,6 +7,7 @@
 //   avxvnni      avx2 and AVX-VNNI
 //   avx512       avx2, AVX-512 F BW DQ VL and the OS saving zmm
 //   avx512vnni   avx512, AVX512-VNNI and VBMI
+//   neon         the dot products of Armv8.2 (sdot)                 aarch64 with GCC or clang
 #pragma once
 
 #include "../../config.hpp"
@@ -18,8 +19,16 @@
 #define NIBBLE_COMPILE_X86 0
 #endif
 
+#if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define NIBBLE_COMPILE_NEON 1
+#else
+#define NIBBLE_COMPILE_NEON 0
+#endif
+
 #if NIBBLE_COMPILE_X86
 #define NIBBLE_LEVELS(X) X(scalar) X(avx2) X(avxvnni) X(avx512) X(avx512vnni)
+#elif NIBBLE_COMPILE_NEON
+#define NIBBLE_LEVELS(X) X(scalar) X(neon)
 #else
 #define NIBBLE_LEVELS(X) X(scalar)
 #endif

@@ -313,6 +313,7 @@ struct plain_kind {
     static constexpr const char* name = "multiply and add";
     static constexpr bool flushes = false;
     static constexpr bool reads_nibbles = false;
+    static constexpr int code_offset = 0;
     static constexpr int chunk = 2;
     static constexpr int streams(int digits) noexcept { return digits == 3 ? 2 : 1; }
     static constexpr int columns(int) noexcept { return 1; }  // no array of 16 stays in registers anyway

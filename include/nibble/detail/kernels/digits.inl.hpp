@@ -17,6 +17,7 @@
 //
 //   streams(P)          accumulators of a column: one a digit, or one for the two lower digits
 //   name                of the instruction, for explain()
+//   code_offset         what step() subtracts from codes: z is less by as much. Sums of u - 128 obey the bounds above, too
 //   chunk               dwords of activations that one accumulator takes for a k-quad
 //   step<T>(d, w, a)    d[t] += sum over the quad of code * digit, for T streams
 //   widen<T>(d)         where 16-bit sums have to be flushed: to 32 bits
@@ -93,6 +94,14 @@ NIBBLE_INLINE void copy_sums(lanes_int* to, const lanes_int* from, std::integer_
     ((to[I] = from[I]), ...);
 }
 
+/// Zero points of a sub-block as sums of a kind see them.
+template <class Kind>
+NIBBLE_INLINE lanes_int load_zero(const float* line) noexcept {
+    const lanes_int zero = to_int(load(line));
+    if constexpr (Kind::code_offset == 0) return zero;
+    else return subtract(zero, set_int(Kind::code_offset));
+}
+
 /// Sums without their zero point. zero: of the lanes; null: bias holds it already.
 NIBBLE_INLINE lanes_int less_zero(lanes_int sum, const lanes_int* zero, std::int32_t bias) noexcept {
     return subtract(sum, zero != nullptr ? multiply_low(*zero, set_int(bias)) : set_int(bias));
@@ -128,7 +137,7 @@ NIBBLE_INLINE void finish_panel(const weight_run& w, std::ptrdiff_t line, const 
     const lanes scale = load(w.scale + line);
     const float* minimum = w.minimum != nullptr ? w.minimum + line : nullptr;
     if (w.zero != nullptr) {
-        const lanes_int zero = to_int(load(w.zero + line));
+        const lanes_int zero = load_zero<Kind>(w.zero + line);
         (finish_column<Kind, P, I>(d, scale, minimum, &zero, c, accumulator), ...);
     } else {
         (finish_column<Kind, P, I>(d, scale, minimum, nullptr, c, accumulator), ...);
@@ -140,11 +149,11 @@ NIBBLE_INLINE void add_sum(std::int32_t* sums, lanes_int d, const lanes_int* zer
     store_words(sums, add(load_words(sums), less_zero(d, zero, bias)));
 }
 
-template <int... I>
+template <class Kind, int... I>
 NIBBLE_INLINE void add_panel(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, std::int32_t* sums,
                              std::integer_sequence<int, I...>) noexcept {
     if (w.zero != nullptr) {
-        const lanes_int zero = to_int(load(w.zero + line));
+        const lanes_int zero = load_zero<Kind>(w.zero + line);
         (add_sum(sums + 16 * I, d[I * V], &zero, c.bias[I]), ...);
     } else {
         (add_sum(sums + 16 * I, d[I * V], nullptr, c.bias[I]), ...);
@@ -156,7 +165,7 @@ template <class Kind, int P, int C>
 NIBBLE_INLINE void finish_block_of(const weight_run& w, std::ptrdiff_t line, const lanes_int* d, const column_tile& c, int panel) noexcept {
     using columns = std::make_integer_sequence<int, C>;
     if constexpr (P == 1)
-        if (c.sums != nullptr) return add_panel(w, line, d, c, c.sums + panel * c.accumulator_panel, columns());
+        if (c.sums != nullptr) return add_panel<Kind>(w, line, d, c, c.sums + panel * c.accumulator_panel, columns());
     finish_panel<Kind, P>(w, line, d, c, c.accumulator + panel * c.accumulator_panel, columns());
 }
 
@@ -244,6 +253,8 @@ inline constexpr digit_kernels digit_kernels_of = {
     {4 * Kind::chunk * Kind::streams(1), 4 * Kind::chunk * Kind::streams(2), 4 * Kind::chunk * Kind::streams(3)},
     {Kind::columns(1), Kind::columns(2), Kind::columns(3)},
     Kind::reads_nibbles,
+    Kind::flushes,
+    Kind::code_offset,
     &pack_digits<Kind>,
     &multiply_digits<Kind>,
 };

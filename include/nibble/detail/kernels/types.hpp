@@ -62,6 +62,8 @@ struct digit_kernels {
     int stream_bytes[3];           // of one column and k-quad, for 1, 2, 3 digits
     int columns[3];                // of a full tile
     bool reads_nibbles;            // weight_run::bits may be 4; else it is 8
+    bool flushes;                  // sums of 16 bits
+    int code_offset;               // already subtracted from codes: so it is from the zero point in a bias
     /// Splits q of `quads` k-quads into digits; writes every k-quad `step` bytes after the last. Returns the sum of the
     /// highest digit when there are three.
     std::int32_t (*pack)(const std::int32_t* q, std::ptrdiff_t quads, int digits, std::uint8_t* streams, std::ptrdiff_t step) noexcept;
