@@ -37,7 +37,8 @@ inline std::size_t walk(const gguf::value& v) {
     return v.bytes().size();
 }
 
-/// Everything the reader promises of a file it accepts, found out again from its answer; also touches every byte.
+/// Everything the reader promises of a file it accepts, found out again from its answer; also touches every value and the
+/// ends of every tensor.
 [[nodiscard]] inline std::string broken(const gguf::file& file, std::span<const std::byte> all) {
     const auto within = [&](const void* begin, std::size_t n) {
         const auto* p = static_cast<const std::byte*>(begin);
@@ -70,7 +71,7 @@ inline std::size_t walk(const gguf::value& v) {
         if (!t.bytes.empty() && t.bytes.data() != all.data() + t.offset) return "an offset";
         const auto block = static_cast<std::uint64_t>(ggml::block_elements(t.type));
         if (t.cols() % block != 0 || n / block * static_cast<std::uint64_t>(ggml::block_bytes(t.type)) != t.bytes.size()) return "a size";
-        for (const std::byte b : t.bytes) touched += std::to_integer<unsigned>(b);
+        if (!t.bytes.empty()) touched += std::to_integer<unsigned>(t.bytes.front()) + std::to_integer<unsigned>(t.bytes.back());
         used += t.bytes.size();
         if (!t.bytes.empty()) ranges.emplace_back(t.offset, t.offset + t.bytes.size());
     }
