@@ -8,11 +8,12 @@
 #include <nibble/io/gguf.hpp>
 #include <nibble/io/safetensors.hpp>
 
-#include <CLI/CLI.hpp>
-
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {
@@ -202,17 +203,22 @@ void print_table(const listing& l, bool checksums) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    constexpr const char* usage =
+        "usage: inspect FILE [--checksum] [--json]\n"
+        "Lists what is in a GGUF or safetensors file.\n"
+        "  --checksum  decode every tensor: FNV-1a-64 of its float32 values in row-major order\n"
+        "  --json      a list of {name, type, shape, bytes, bits_per_weight, checksum}\n";
     std::string path;
     bool json = false, checksums = false;
-    CLI::App app("Lists what is in a GGUF or safetensors file.", "inspect");
-    app.add_option("FILE", path, "the file")->required();
-    app.add_flag("--checksum", checksums, "decode every tensor: FNV-1a-64 of its float32 values in row-major order");
-    app.add_flag("--json", json, "a list of {name, type, shape, bytes, bits_per_weight, checksum}");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::ParseError& e) {
-        return app.exit(e) == 0 ? 0 : 2;
+    for (int i = 1; i < argc; ++i) {
+        const std::string_view argument = argv[i];
+        if (argument == "--help") return std::fputs(usage, stdout) < 0 ? 1 : 0;
+        if (argument == "--json") json = true;
+        else if (argument == "--checksum") checksums = true;
+        else if (path.empty() && !argument.starts_with("-")) path = argument;
+        else return std::fputs(usage, stderr), 2;
     }
+    if (path.empty()) return std::fputs(usage, stderr), 2;
     const auto l = list(path, checksums || json);
     if (!l) {
         std::fprintf(stderr, "inspect: %s (at byte %llu)\n", l.failure().message.c_str(),

@@ -64,6 +64,7 @@ echo 'no model' >"$work/text"
 expect 1 "$work/text"
 expect 2
 expect 2 --no-such-option "$golden/gguf/default_alignment.gguf"
+expect 2 "$golden/gguf/default_alignment.gguf" another
 expect 0 --help
 
 [ "$failures" -eq 0 ] || exit 1

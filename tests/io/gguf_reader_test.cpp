@@ -276,6 +276,45 @@ TEST_CASE("gguf: arrays of arrays, and texts of any bytes", "[io][gguf]") {
     CHECK(contains(failure_of(gguf_bytes::file().entry("k", 9, deep).bytes(), limits).message, "more than 16 deep"));
 }
 
+TEST_CASE("gguf: values made by hand never reach beyond their bytes", "[io][gguf]") {
+    // What a reader refuses can still be in a value that a program makes: walking it ends where the bytes do.
+    struct wrong {
+        std::string bytes;
+        std::size_t elements;  // that can be walked
+    };
+    const std::vector<wrong> arrays = {
+        {"", 0},
+        {u32(4), 0},
+        {array(4, 3, u32(1) + u32(2) + "abc"), 2},
+        {array(4, ~std::uint64_t{0}, u32(1)), 1},
+        {array(8, 2, gguf_bytes::text("ok") + u64(1)), 1},
+        {array(8, 2, gguf_bytes::text("ok") + u64(~std::uint64_t{0} - 7)), 1},
+        {array(8, 1, "1234567"), 0},
+        {array(9, 2, array(0, 1, "x") + array(0, 2, "x")), 1},
+        {array(9, 1, array(8, 1, u64(9) + "12345678")), 0},
+        {array(9, 1, array(13, 1, "x")), 0},
+        {array(13, 1, "x"), 0},
+    };
+    nibble::io::gguf::value none;
+    CHECK_FALSE(none.as_text());
+    CHECK_FALSE(none.as_unsigned());
+    CHECK_FALSE(none.as_signed());
+    for (const wrong& w : arrays) {
+        INFO(w.bytes.size() << " bytes");
+        const exact memory(w.bytes);
+        const gguf::value v(value_type::array, memory.span());
+        std::size_t walked = 0;
+        for (const gguf::value e : v.elements()) walked += e.bytes().empty() ? 100u : 1u;
+        CHECK(walked == w.elements);
+        CHECK_FALSE(gguf::detail::extent(value_type::array, memory.span(), gguf::detail::deepest_array).has_value());
+        CHECK_FALSE(v.elements().at(w.elements).has_value());
+    }
+    const exact text(u64(4) + "abc");
+    CHECK_FALSE(gguf::detail::extent(value_type::text, text.span(), 1).has_value());
+    const exact whole(u64(3) + "abc");
+    CHECK(gguf::detail::extent(value_type::text, whole.span(), 1) == std::optional<std::size_t>(11));
+}
+
 TEST_CASE("gguf: the smallest file with a tensor, and files without", "[io][gguf]") {
     gguf_bytes::file f;
     f.number<std::uint32_t>("general.alignment", 4, 32).tensor("t", {2}, 0, 0);
@@ -287,6 +326,11 @@ TEST_CASE("gguf: the smallest file with a tensor, and files without", "[io][gguf
     CHECK(file.value().tensors()[0].offset == 0x60);
     CHECK(file.value().unused_bytes() == 0);
     CHECK_FALSE(file.value().mapped());
+
+    const exact full(gguf_bytes::file().tensor("8 bytes!", {1}, 0, 0).bytes(raw(5.0f)));  // a header without padding
+    const auto unpadded = gguf::read(full.span());
+    CHECK(unpadded.value().data_offset() == 64);
+    CHECK(unpadded.value().values("8 bytes!").value() == std::vector<float>{5.0f});
 
     const exact empty(gguf_bytes::file().header());  // no padding either, where there is no data
     const auto bare = gguf::read(empty.span());
@@ -338,6 +382,7 @@ TEST_CASE("gguf: every rule of the header, with the byte and the message", "[io]
         {file().text(std::string(65'536, 'k'), "v").bytes(), 24, {"65536 bytes", "65535"}},
         {file().text("k\n", "v").bytes(), 32, {"\"k\\x0a\"", "ASCII"}},
         {file().text(std::string_view("k\0", 2), "v").bytes(), 32, {"ASCII"}},
+        {file().text("k\x7f", "v").bytes(), 32, {"ASCII"}},
         {file().text("k\xc3\xa9", "v").bytes(), 32, {"ASCII"}},
         {file().text("k", "v").text("j", "v").text("k", "w").bytes(), 24 + 3 * 22 - 22 + 8, {"metadata \"k\" is given twice"}},
         // values
@@ -370,6 +415,7 @@ TEST_CASE("gguf: every rule of the header, with the byte and the message", "[io]
         {tensor("w", {32, huge}, 2, 0, 18), 45, {"\"w\"", "dimension 1", "negative"}},
         {tensor("w", {std::uint64_t{1} << 32, std::uint64_t{1} << 32}, 0, 0, 4), 37, {"\"w\"", "overflows"}},
         {tensor("w", {std::uint64_t{1} << 32, std::uint64_t{1} << 32, 0}, 0, 0, 4), 37, {"overflows"}},
+        {tensor("w", {0, std::uint64_t{1} << 32, std::uint64_t{1} << 32}, 0, 0, 4), 37, {"overflows"}},
         {tensor("w", {std::uint64_t{1} << 21, std::uint64_t{1} << 21, std::uint64_t{1} << 21, 1}, 0, 0, 4), 37, {"overflows 63"}},
         {tensor("w", {std::uint64_t{1} << 62}, 0, 0, 4), 37, {"overflows 64 bits"}},
         {tensor("w", {std::uint64_t{1} << 61}, 0, 0, 4), 49, {"9223372036854775808 bytes at offset 0 reach beyond the 4 bytes"}},
@@ -379,11 +425,13 @@ TEST_CASE("gguf: every rule of the header, with the byte and the message", "[io]
         {tensor("w", {1}, 0, 64, 32), 49, {"offset 64 reach beyond the 32"}},
         {tensor("w", {9}, 0, 0, 32), 49, {"36 bytes at offset 0 reach beyond the 32"}},
         {tensor("w", {1}, 0, huge - 31, 32), 49, {"reach beyond"}},
+        {tensor("w", {16}, 0, huge - 31, 64), 49, {"reach beyond the 64"}},  // the end wraps to 32
         {tensor("w", {1}, 99, 64, 32), 49, {"type 99", "reach beyond"}},
         {file().tensor("w", {1}, 0, 0).header(), 49, {"4 bytes at offset 0 reach beyond the 0"}},
         {file().tensor("a", {1}, 0, 0).tensor("b", {1}, 0, 32).tensor("a", {1}, 0, 64).bytes(68),
          24 + 2 * 33 + 8, {"tensor \"a\" is given twice"}},
         {file().tensor("a", {9}, 0, 0).tensor("b", {1}, 0, 32).bytes(36), 24 + 33 + 8, {"\"a\" at byte 96", "\"b\" at byte 128", "overlap"}},
+        {file().tensor("a", {33}, 24, 0).tensor("b", {1}, 0, 32).bytes(36), 24 + 33 + 8, {"overlap"}},  // in one byte
         {file().tensor("b", {1}, 0, 32).tensor("a", {9}, 0, 0).bytes(36), 24 + 8, {"\"a\"", "\"b\"", "overlap"}},
         {file().tensor("a", {1}, 0, 0).tensor("b", {1}, 0, 0).bytes(36), 24 + 33 + 8, {"overlap"}},
         {file().tensor("a", {9}, 0, 0).tensor("b", {1}, 99, 32).bytes(36), 24 + 33 + 8, {"overlap"}},

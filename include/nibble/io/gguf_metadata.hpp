@@ -97,10 +97,10 @@ public:
 
     /// An integer of any type that is not negative.
     [[nodiscard]] std::optional<std::uint64_t> as_unsigned() const noexcept {
-        const std::optional<std::int64_t> i = is_signed() ? as_signed() : std::nullopt;
-        if (i) return *i < 0 ? std::nullopt : std::optional<std::uint64_t>(static_cast<std::uint64_t>(*i));
-        if (!is_unsigned()) return std::nullopt;
-        return bits();
+        if (is_unsigned()) return bits();
+        const std::optional<std::int64_t> i = as_signed();
+        if (!i || *i < 0) return std::nullopt;
+        return static_cast<std::uint64_t>(*i);
     }
     /// An integer of any type below 2^63.
     [[nodiscard]] std::optional<std::int64_t> as_signed() const noexcept {
@@ -109,7 +109,7 @@ public:
             if (u > static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)())) return std::nullopt;
             return static_cast<std::int64_t>(u);
         }
-        if (!is_signed() || bytes_.empty()) return std::nullopt;
+        if (!is_signed()) return std::nullopt;
         const unsigned above = static_cast<unsigned>(64 - 8 * detail::fixed_size(type_));
         return static_cast<std::int64_t>(bits() << above) >> above;
     }
@@ -140,15 +140,18 @@ public:
     [[nodiscard]] array elements() const noexcept;
 
 private:
+    // With all their bytes.
     [[nodiscard]] bool is_unsigned() const noexcept {
-        return type_ == value_type::u8 || type_ == value_type::u16 || type_ == value_type::u32 || type_ == value_type::u64;
+        return bytes_.size() == detail::fixed_size(type_) && (type_ == value_type::u8 || type_ == value_type::u16 ||
+                                                              type_ == value_type::u32 || type_ == value_type::u64);
     }
     [[nodiscard]] bool is_signed() const noexcept {
-        return type_ == value_type::i8 || type_ == value_type::i16 || type_ == value_type::i32 || type_ == value_type::i64;
+        return bytes_.size() == detail::fixed_size(type_) && (type_ == value_type::i8 || type_ == value_type::i16 ||
+                                                              type_ == value_type::i32 || type_ == value_type::i64);
     }
     [[nodiscard]] std::uint64_t bits() const noexcept {
         std::uint64_t u = 0;
-        for (std::size_t i = 0; i < bytes_.size() && i < 8; ++i) u |= static_cast<std::uint64_t>(bytes_[i]) << (8 * i);
+        for (std::size_t i = 0; i < bytes_.size(); ++i) u |= static_cast<std::uint64_t>(bytes_[i]) << (8 * i);
         return u;
     }
 
