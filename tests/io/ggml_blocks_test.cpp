@@ -2,7 +2,10 @@
 #include <nibble/io/ggml_blocks.hpp>
 #include <nibble/quantize.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -247,6 +250,82 @@ TEST_CASE("types without a reference file: Q1_0, Q2_0 and F16", "[ggml]") {
     const auto m = ggml::unpack(type::f16, halves, 31, 2048).value();
     CHECK(inspect::difference(inspect::decoded(m), values) == "");
     CHECK(ggml::pack(m).value() == halves);
+}
+
+TEST_CASE("activations: Q8_1 and Q8_K are read, not written", "[ggml]") {
+    const std::vector<float> x = reference::generator_g2(4096);
+    // Q8_1 by the format study 7.3, made here: fp16 d, the sum, which decoding ignores, and 32 signed bytes.
+    const reference::staircase fp16 = reference::find_small_float("fp16")->encoder(false);
+    std::vector<std::uint8_t> one;
+    std::vector<float> one_values;
+    for (std::size_t b = 0; b < x.size(); b += 32) {
+        float most = 0.0f;
+        for (std::size_t i = 0; i < 32; ++i) most = std::max(most, std::abs(x[b + i]));
+        const float d = most / 127.0f;
+        int sum = 0;
+        std::vector<int> q;
+        for (std::size_t i = 0; i < 32; ++i) sum += q.emplace_back(static_cast<int>(std::round(x[b + i] * (1.0f / d))));
+        const unsigned stored = fp16(d);
+        const unsigned s = fp16(static_cast<float>(sum) * d);
+        for (const unsigned h : {stored, s}) {
+            one.push_back(static_cast<std::uint8_t>(h & 0xff));
+            one.push_back(static_cast<std::uint8_t>(h >> 8));
+        }
+        for (const int v : q) {
+            one.push_back(static_cast<std::uint8_t>(v & 0xff));
+            one_values.push_back(static_cast<float>(reference::find_small_float("fp16")->plain_value(stored)) *
+                                 static_cast<float>(v));
+        }
+    }
+    REQUIRE(reference::fnv1a64(one) == 0xc10d16534a1ef881ull);  // these are ggml's bytes
+    const nibble::qmatrix m1 = ggml::unpack(type::q8_1, one, 2, 2048).value();
+    CHECK(inspect::difference(inspect::decoded(m1), one_values) == "");
+    CHECK(*ggml::type_of(m1) == type::q8_0);
+    CHECK_FALSE(ggml::pack(m1, type::q8_1).has_value());
+
+    // Q8_K: fp32 d, 256 signed bytes, sums of 16.
+    std::vector<std::uint8_t> k;
+    std::vector<float> k_values;
+    for (std::size_t b = 0; b < x.size(); b += 256) {
+        float most = 0.0f;
+        for (std::size_t i = 0; i < 256; ++i)
+            if (std::abs(x[b + i]) > std::abs(most)) most = x[b + i];
+        const float inverse = -127.0f / most;
+        const float d = 1.0f / inverse;
+        std::uint32_t u;
+        std::memcpy(&u, &d, 4);
+        for (int i = 0; i < 4; ++i) k.push_back(static_cast<std::uint8_t>(u >> (8 * i) & 0xff));
+        std::vector<int> sums(16);
+        for (std::size_t i = 0; i < 256; ++i) {
+            const int v = std::min(127, static_cast<int>(std::nearbyint(inverse * x[b + i])));
+            sums[i / 16] += v;
+            k.push_back(static_cast<std::uint8_t>(v & 0xff));
+            k_values.push_back(d * static_cast<float>(v));
+        }
+        for (const int v : sums) {
+            k.push_back(static_cast<std::uint8_t>(v & 0xff));
+            k.push_back(static_cast<std::uint8_t>(v >> 8 & 0xff));
+        }
+    }
+    REQUIRE(reference::fnv1a64(k) == 0xff42fd7944495587ull);
+    for (const extent rows : {extent{1}, extent{16}}) {
+        const nibble::qmatrix m = ggml::unpack(type::q8_k, k, rows, 4096 / rows).value();
+        CHECK(inspect::difference(inspect::decoded(m), k_values) == "");
+        CHECK(inspect::rmse(inspect::decoded(m), x) == Approx(0.007154).margin(6e-7));
+        CHECK_FALSE(ggml::type_of(m).has_value());
+        CHECK_FALSE(ggml::pack(m, type::q8_k).has_value());
+    }
+    for (const std::uint32_t bad : {0x7f800000u, 0xff800000u, 0x7fc00001u}) {
+        std::vector<std::uint8_t> broken = k;
+        std::memcpy(broken.data() + 292, &bad, 4);
+        const nibble::failure why = failure_of(type::q8_k, broken, 1, 4096);
+        CHECK(why.code == nibble::errc::malformed);
+        CHECK(why.offset == 292);
+        CHECK(contains(why.message, "Q8_K block 1 of row 0"));
+    }
+    std::vector<std::uint8_t> broken = one;
+    broken[37] = 0x7c;
+    CHECK(failure_of(type::q8_1, broken, 1, 4096).offset == 36);
 }
 
 TEST_CASE("what a quantizer made survives a file", "[ggml]") {

@@ -11,7 +11,8 @@
 //   all types   every bit, as long as rows end with their blocks; but
 //   NVFP4       a scale byte of 7F means 0 in ggml, and NaN in E4M3: it is read as 0 and written as 0
 //   TQ1_0       a byte of five trits that no quantizer writes has a canonical twin, which is what pack writes
-// Refused: fp16 scales, minima and weights that are Inf or NaN (so does ggml's validate_row_data), MXFP4 exponent FF,
+//   Q8_1, Q8_K  ggml's activations: unpack reads them without their sums, and pack does not write them
+// Refused: scales, minima and weights that are Inf or NaN (so does ggml's validate_row_data), MXFP4 exponent FF,
 // NVFP4 scale bytes with a sign bit.
 #pragma once
 
@@ -57,7 +58,7 @@ struct block_type {
     int group = 0;                          // elements that share a scale
     plane low = {}, high = {};              // codes: low | high << low.bits
     plane scale_low = {}, scale_high = {};  // stored scales of the groups (then the minima, Q2_K)
-    int d_at = -1;                          // fp16: the scale, or the super-scale
+    int d_at = -1;                          // fp16 (Q8_K: fp32): the scale, or the super-scale
     int m_at = -1;                          // fp16: the minimum, or the super-minimum
     const char* matrix_name = "";           // of the qmatrix: the recipe with these bytes
     unsigned flip = 0;                      // code = byte ^ flip: 80 makes a signed byte unsigned
@@ -66,7 +67,7 @@ struct block_type {
 
 /// The table below in short words.
 namespace table {
-inline constexpr scale_scheme none = scales::none, half = scales::f16, e8m0 = scales::e8m0, e4m3 = scales::e4m3;
+inline constexpr scale_scheme none = scales::none, half = scales::f16, single = scales::f32, e8m0 = scales::e8m0, e4m3 = scales::e4m3;
 [[nodiscard]] constexpr scale_scheme with_sign(int bits, index span) noexcept {
     return scales::two_level(bits, true, span);
 }
@@ -121,11 +122,17 @@ inline constexpr block_type types[] = {
      {2, 1, 1},   {},           {},           {},            0, -1, "q1_0"},
     {type::q2_0,  "Q2_0",    64,  18, codes<ternary>,        half,           plain,  64,
      {2, 2, 1},   {},           {},           {},            0, -1, "q2_0"},
-    // Read by nobody here: numbers that are no weights, activations, and codebooks of vectors.
+    // Activations, read but not written: Q8_1 has the sum of its codes times the scale in the bytes left out, Q8_K the
+    // sums of 16 codes.
+    {type::q8_1,  "Q8_1",    32,  36, codes<int8>,           half,           plain,  32,
+     {4, 8, 32},  {},           {},           {},            0, -1, "q8_0", 0x80},
+    {type::q8_k,  "Q8_K",   256, 292, codes<int8>,           single,         plain, 256,
+     {4, 8, 256}, {},           {},           {},            0, -1, "q8_k", 0x80},
+    // Read by nobody here: numbers that are no weights, and codebooks of vectors.
     {type::f32, "F32", 1, 4}, {type::f64, "F64", 1, 8}, {type::i8, "I8", 1, 1},
     {type::i16, "I16", 1, 2}, {type::i32, "I32", 1, 4}, {type::i64, "I64", 1, 8},
-    {type::q8_1, "Q8_1", 32, 36}, {type::q8_k, "Q8_K", 256, 292}, {type::iq2_xxs, "IQ2_XXS", 256, 66},
-    {type::iq2_xs, "IQ2_XS", 256, 74}, {type::iq3_xxs, "IQ3_XXS", 256, 98}, {type::iq1_s, "IQ1_S", 256, 50},
+    {type::iq2_xxs, "IQ2_XXS", 256, 66}, {type::iq2_xs, "IQ2_XS", 256, 74}, {type::iq3_xxs, "IQ3_XXS", 256, 98},
+    {type::iq1_s, "IQ1_S", 256, 50},
     {type::iq3_s, "IQ3_S", 256, 110}, {type::iq2_s, "IQ2_S", 256, 82}, {type::iq1_m, "IQ1_M", 256, 56},
 };
 // clang-format on
@@ -154,7 +161,7 @@ inline constexpr block_type types[] = {
     const detail::block_type* b = detail::find(t);
     return b != nullptr ? b->name : "?";
 }
-/// Whether unpack() and pack() know the type.
+/// Whether unpack() knows the type. pack() knows the same but Q8_1 and Q8_K.
 [[nodiscard]] constexpr bool is_supported(type t) noexcept {
     const detail::block_type* b = detail::find(t);
     return b != nullptr && b->format != nullptr;
@@ -166,7 +173,7 @@ namespace detail {
 struct block {
     std::uint8_t code[256];
     std::uint8_t scale[32];  // stored scales of the groups, then the minima
-    std::uint16_t d = 0;     // or, of a direct scheme, the scale
+    std::uint32_t d = 0;     // or, of a direct scheme, the scale
     std::uint16_t m = 0;     // or the minimum
 };
 
@@ -178,6 +185,7 @@ inline void store_u16(std::uint8_t* at, std::uint16_t u) noexcept {
     at[1] = static_cast<std::uint8_t>(u >> 8);
 }
 [[nodiscard]] constexpr bool is_finite_fp16(std::uint16_t h) noexcept { return (h & 0x7c00u) != 0x7c00u; }
+[[nodiscard]] constexpr bool is_finite_fp32(std::uint32_t u) noexcept { return (u & 0x7f800000u) != 0x7f800000u; }
 [[nodiscard]] constexpr bool is_finite_bf16(std::uint16_t h) noexcept { return (h & 0x7f80u) != 0x7f80u; }
 
 /// out[i] |= number i << done.
@@ -248,6 +256,9 @@ inline void write_trits(std::uint8_t* bytes, const std::uint8_t* code) noexcept 
     }
 }
 
+/// Types of activations, which are read only.
+[[nodiscard]] constexpr bool is_activation(type t) noexcept { return t == type::q8_1 || t == type::q8_k; }
+
 /// 12 bytes of scales: after d and dmin.
 [[nodiscard]] constexpr bool has_k4_scales(type t) noexcept { return t == type::q4_k || t == type::q5_k; }
 
@@ -270,6 +281,7 @@ inline void read_block(const block_type& t, const std::uint8_t* bytes, block& b)
     read_plane(bytes, t.scale_high, stored_scales(t), t.scale_low.bits, b.scale);
     for (int i = 0; i < stored_scales(t); ++i) b.scale[i] = static_cast<std::uint8_t>(b.scale[i] ^ t.scale_flip);
     if (t.d_at >= 0) b.d = load_u16(bytes + t.d_at);
+    if (t.id == type::q8_k) b.d |= static_cast<std::uint32_t>(load_u16(bytes + 2)) << 16;
     if (t.m_at >= 0) b.m = load_u16(bytes + t.m_at);
 }
 
@@ -284,7 +296,7 @@ inline void write_block(const block_type& t, const block& b, std::uint8_t* bytes
     if (has_k4_scales(t.id)) write_k4_scales(bytes + 4, scale, scale + 8);
     write_plane(bytes, t.scale_low, stored_scales(t), 0, scale);
     write_plane(bytes, t.scale_high, stored_scales(t), t.scale_low.bits, scale);
-    if (t.d_at >= 0) store_u16(bytes + t.d_at, b.d);
+    if (t.d_at >= 0) store_u16(bytes + t.d_at, static_cast<std::uint16_t>(b.d));
     if (t.m_at >= 0) store_u16(bytes + t.m_at, b.m);
 }
 
@@ -303,7 +315,8 @@ struct defect {
     int at = 0;
 };
 [[nodiscard]] inline defect find_defect(const block_type& t, const block& b) noexcept {
-    if (t.d_at >= 0 && !is_finite_fp16(b.d)) return {"the fp16 scale is Inf or NaN", t.d_at};
+    if (t.id == type::q8_k) return is_finite_fp32(b.d) ? defect{} : defect{"the fp32 scale is Inf or NaN", t.d_at};
+    if (t.d_at >= 0 && !is_finite_fp16(static_cast<std::uint16_t>(b.d))) return {"the fp16 scale is Inf or NaN", t.d_at};
     if (t.m_at >= 0 && !is_finite_fp16(b.m)) return {"the fp16 minimum is Inf or NaN", t.m_at};
     if (t.id == type::mxfp4 && b.scale[0] == 0xff) return {"the exponent is FF, which is NaN", 0};
     if (t.id == type::nvfp4)
@@ -317,12 +330,12 @@ inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& ou
     const index count = std::min<index>(t.elements, out.layout().cols - first);
     const bool two_level = t.scheme.storage == scale_storage::two_level;
     if (two_level) {
-        out.set_super(n, first / t.elements, b.d);
+        out.set_super(n, first / t.elements, static_cast<std::uint16_t>(b.d));
         if (t.m_at >= 0) out.set_super(n, first / t.elements, b.m, true);
     }
     for (index g = 0; g * t.group < count; ++g) {
         const index at = first / t.group + g;
-        if (t.scheme.storage == scale_storage::f16) {
+        if (t.d_at >= 0 && !two_level) {
             out.set_scale(n, at, b.d);
             out.set_offset(n, at, b.m);
         } else {
@@ -357,7 +370,7 @@ inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& ou
 }
 
 [[nodiscard]] inline bool holds(const block_type& t, const qmatrix& m) noexcept {
-    if (t.format == nullptr || t.format != &m.format() || t.offset != m.offset_type()) return false;
+    if (t.format == nullptr || is_activation(t.id) || t.format != &m.format() || t.offset != m.offset_type()) return false;
     const scale_scheme& s = m.scheme();
     if (s.storage != t.scheme.storage || s.bits != t.scheme.bits) return false;
     if (t.format->decode == decode_class::wide) return true;
@@ -381,7 +394,7 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
     for (index g = 0; g * t.group < count; ++g) {
         const index at = (first + g * t.group) / l.group;
         if (t.scheme.storage == scale_storage::f16) {
-            b.d = static_cast<std::uint16_t>(m.stored_scale(n, at));
+            b.d = m.stored_scale(n, at);
             b.m = static_cast<std::uint16_t>(m.stored_offset(n, at));
         } else {
             b.scale[g] = static_cast<std::uint8_t>(m.stored_scale(n, at));
