@@ -77,6 +77,7 @@ struct layer_source {
 
 class checkpoint;
 [[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path, const checkpoint_options& options = {});
+[[nodiscard]] inline result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options);
 
 /// An open checkpoint. Moving it moves no bytes.
 class checkpoint {
@@ -105,7 +106,6 @@ public:
     }
 
 private:
-    friend result<checkpoint> open_checkpoint(const std::filesystem::path& path, const checkpoint_options& options);
     friend class checkpoint_reader;
     using kind = detail::layer_source::kind;
 
@@ -151,7 +151,7 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
             if (source.what == kind::awq)
                 return layouts::awq::unpack(*part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), bias, {group, config_.format == "gemv"});
             return layouts::gptq::unpack(*part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), part(x, ".g_idx"), bias,
-                                         {config_.bits == 0 ? 4 : config_.bits, group, config_.format == "gptq_v2"});
+                                         {config_.bits == 0 ? 4 : config_.bits, group, config_.format == "gptq_v2", config_.act_order});
         }
         case kind::four_bit: {
             const auto* nf4 = part(x, ".weight.quant_state.bitsandbytes__nf4");
@@ -203,7 +203,7 @@ inline result<linear> checkpoint::load_integers(const std::string& x) const {
     if (t.scale == nullptr) return missing(x + ".weight_scale");
     std::vector<ct::config> candidates;
     for (const layouts::weight_scheme& s : config_.schemes)
-        if (!s.floats) candidates.push_back({s.bits, s.tile});
+        if (!s.floats) candidates.push_back({s.bits, s.tile, s.symmetric});
     if (candidates.empty()) return failure{errc::not_found, "checkpoint: no config_groups say how many bits and which groups it has", 0};
     std::optional<result<linear>> found;
     const ct::config* chosen = nullptr;

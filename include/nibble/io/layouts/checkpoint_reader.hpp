@@ -11,8 +11,13 @@ public:
 
     [[nodiscard]] result<checkpoint> read(const std::filesystem::path& given) {
         std::error_code why;
-        folder_ = std::filesystem::is_directory(given, why) ? given : given.parent_path();
+        folder_ = std::filesystem::is_directory(given, why) ? given : given.has_parent_path() ? given.parent_path() : path(".");
         if (!read_config() || !open_files(given) || !list_layers()) return std::move(failure_);
+        return std::move(out_);
+    }
+    [[nodiscard]] result<checkpoint> read(safetensors::file file) {
+        out_.shards_.push_back(std::move(file));
+        if (!read_config() || !add_all() || !list_layers()) return std::move(failure_);
         return std::move(out_);
     }
 
@@ -47,7 +52,7 @@ private:
         std::string text = options_.config;
         nlohmann::json j;
         for (const char* name : {"config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"}) {
-            if (!text.empty()) break;
+            if (!text.empty() || folder_.empty()) break;
             if (!exists(folder_ / name)) continue;
             if (!read_json(folder_ / name, j)) return false;
             if (std::string_view(name) == "config.json") {
@@ -246,6 +251,10 @@ private:
 /// Opens a folder or a .safetensors file. A failure says which file, which tensor and what was expected.
 [[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path, const checkpoint_options& options) {
     return checkpoint_reader(options).read(path);
+}
+/// The same of a file that is open already, or in memory: no other file is looked at, the config is that of the options.
+[[nodiscard]] inline result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options) {
+    return checkpoint_reader(options).read(std::move(file));
 }
 
 }  // namespace nibble::io

@@ -29,6 +29,7 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::compressed_tensors {
 struct config {
     int bits = 4;
     granularity tile = {1, 128};  ///< 0 x 0: tensor, 1 x 0: channel, 1 x g: group, r x c: block
+    bool symmetric = true;        ///< false: there must be zero points
 };
 
 /// The tensors of an integer layer. packed: with weight_shape.
@@ -70,6 +71,7 @@ using namespace layouts::detail;
     check.rank(*t.weight, 2);
     if (packed && t.shape == nullptr) check.fail(errc::not_found, *t.weight, "there is no weight_shape");
     if (c.bits < 1 || c.bits > 8) check.fail(errc::unsupported, "codes of " + std::to_string(c.bits) + " bits; there are 1 to 8");
+    if (!c.symmetric && t.zero_point == nullptr) check.fail(errc::not_found, *t.weight, "the config is not symmetric, but there is no weight_zero_point");
     const granularity tile = c.tile;
     if (tile.rows < 0 || tile.cols < 0 || tile.rows > 0x7fffffff || tile.cols > 0x7fffffff)
         check.fail(errc::malformed, "a tile of " + nibble::detail::shape_text(tile.rows, tile.cols));

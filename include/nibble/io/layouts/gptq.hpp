@@ -26,6 +26,7 @@ struct config {
     int bits = 4;            ///< 2, 3, 4 or 8
     index group_size = 128;  ///< -1: one group
     bool v2 = false;         ///< qzeros holds z, not z - 1
+    bool act_order = false;  ///< desc_act: g_idx must be there
 };
 
 namespace detail {
@@ -78,6 +79,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
         check.fail(errc::unsupported, "layers of " + std::to_string(c.bits) + " bits; there are 2, 3, 4 and 8");
     if (c.group_size < -1 || c.group_size == 0 || c.group_size > 0x7fffffff)
         check.fail(errc::malformed, "a group_size of " + std::to_string(c.group_size) + "; expected -1 or 1 to 2^31 - 1");
+    if (c.act_order && g_idx == nullptr) check.fail(errc::not_found, qweight, "the config says desc_act, but there is no g_idx");
     check.type(qweight, {dtype::i32});
     check.type(qzeros, {dtype::i32});
     check.type(scales, detail::float_types);

@@ -14,6 +14,7 @@ struct weight_scheme {
     int bits = 0;
     bool floats = false;
     granularity tile;
+    bool symmetric = true;
 };
 
 /// The parts of a quantization config that say how tensors are read.
@@ -23,6 +24,7 @@ struct quantization_config {
     int bits = 0;                       ///< 0: not said
     index group_size = 0;               ///< 0: not said
     int axis = 1;                       ///< HQQ
+    bool act_order = false;             ///< desc_act
     std::optional<granularity> tile;    ///< weight_block_size
     std::vector<weight_scheme> schemes; ///< config_groups
 };
@@ -49,6 +51,13 @@ public:
     [[nodiscard]] index number(const char* key, index least, index absent) const {
         const nlohmann::json* at = find(key);
         return at == nullptr ? absent : number_in(*at, key, least, absent);
+    }
+    [[nodiscard]] bool flag(const char* key, bool absent) const {
+        const nlohmann::json* at = find(key);
+        if (at == nullptr) return absent;
+        if (at->is_boolean()) return at->get<bool>();
+        complain(key, "true or false");
+        return absent;
     }
     /// [rows, cols], both at least 1.
     [[nodiscard]] std::optional<granularity> tile(const char* key) const {
@@ -79,6 +88,7 @@ private:
     const fields f(*weights, wrong);
     s.bits = static_cast<int>(f.number("num_bits", 1, 0));
     s.floats = f.text("type") == "float";
+    s.symmetric = f.flag("symmetric", true);
     const std::string strategy = f.text("strategy");
     if (strategy == "tensor") s.tile = {0, 0};
     else if (strategy == "channel") s.tile = {1, 0};
@@ -106,6 +116,7 @@ private:
     for (const char* key : {"group_size", "q_group_size"})
         if (f.find(key) != nullptr) c.group_size = f.number(key, -1, 0);
     c.axis = static_cast<int>(f.number("axis", 0, 1));
+    c.act_order = f.flag("desc_act", false);
     c.tile = f.tile("weight_block_size");
     if (const nlohmann::json* nested = f.find("quant_config"); nested != nullptr) {  // HQQ of transformers
         if (const nlohmann::json* weights = detail::fields(*nested, wrong).find("weight_quant_params"); weights != nullptr) {
