@@ -118,6 +118,7 @@ NIBBLE_FP_END
         return failure{errc::not_found, "bitsandbytes: a layer of 4 bits has a weight, an absmax, a quant_map and a quant_state", 0};
     const detail::state s = detail::read_state(*t.quant_state, check);
     const bool nested = s.nested_block != 0;
+    check.matrix(s.rows, s.cols);
     check.type(*t.weight, {dtype::u8, dtype::bf16, dtype::f16, dtype::f32});
     check.type(*t.absmax, {nested ? dtype::u8 : dtype::f32});
     check.type(*t.quant_map, {dtype::f32});

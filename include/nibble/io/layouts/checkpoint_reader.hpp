@@ -224,12 +224,12 @@ private:
         }
         const index rows = dim(t, 0), cols = dim(t, 1);
         const auto* scale = part(x, ".weight_scale");
-        if (t.type == dtype::i8 && part(x, ".SCB") != nullptr) add(kind::int8, "bitsandbytes-int8", x, rows, cols);
+        if (part(x, ".SCB") != nullptr) add(kind::int8, "bitsandbytes-int8", x, rows, cols);
         else if (t.type == dtype::u8 && part(x, ".weight_scale_2") != nullptr) add(kind::nvfp4, "nvfp4", x, rows, 2 * cols);
         else if (t.type == dtype::i8 && scale != nullptr) add(kind::integers, "compressed-tensors", x, rows, cols);
         else if (layouts::fp8::detail::format_of(t.type) != nullptr && scale != nullptr && (scale->type == dtype::u8 || scale->type == dtype::f8_e8m0))
             add(kind::mx, "mxfp8", x, rows, cols);
-        else if (layouts::fp8::detail::format_of(t.type) != nullptr && (scale != nullptr || part(x, ".weight_scale_inv") != nullptr))
+        else if (scale != nullptr || part(x, ".weight_scale_inv") != nullptr)  // of another type: loading it says so
             add(kind::fp8, "fp8", x, rows, cols);
         else if (t.shape.size() == 2 && (t.type == dtype::f32 || t.type == dtype::f16 || t.type == dtype::bf16))
             add(kind::plain, "plain", x, rows, cols);

@@ -6,7 +6,7 @@
 //
 //   before data is touched   every dtype, every shape against every other, and that a tensor has the bytes of its shape
 //   before a layer is made   scales and float zeros are finite, indices are in range; the message names the element
-//   dimensions               below 2^31
+//   dimensions               below 2^31, and at most 1,000,000 beside a 0
 //   memory                   at most about 25 times the bytes of the layer's tensors (1-bit HQQ along N; 4-bit GPTQ of
 //                            16 rows or more without such tricks: about 1)
 #pragma once
@@ -137,18 +137,24 @@ public:
     /// The shape, and the bytes that go with it.
     void shape(const tensor& t, std::initializer_list<index> wanted) {
         if (failed_) return;
-        std::uint64_t bits = safetensors::bits_of(t.type);
-        bool same = t.shape.size() == wanted.size();
-        std::size_t d = 0;
-        for (const index w : wanted) {
-            if (!same) break;
-            same = w >= 0 && t.shape[d++] == static_cast<std::uint64_t>(w);
-            if (same && w != 0 && bits > (std::uint64_t{1} << 62) / static_cast<std::uint64_t>(w)) same = false;
-            else bits *= static_cast<std::uint64_t>(w);
-        }
+        const bool same = std::equal(wanted.begin(), wanted.end(), t.shape.begin(), t.shape.end(),
+                                     [](index w, std::uint64_t d) { return w >= 0 && static_cast<std::uint64_t>(w) == d; });
         if (!same) return fail(errc::shape_mismatch, t, "expected " + numbers(wanted));
-        if ((bits + 7) / 8 != t.bytes.size())
+        const bool empty = std::find(wanted.begin(), wanted.end(), 0) != wanted.end();
+        if (empty && std::any_of(wanted.begin(), wanted.end(), [](index d) { return d > most_beside_zero; }))
+            return fail(errc::out_of_range, t, "expected dimensions of at most 1000000 where there are no elements");
+        std::uint64_t bits = empty ? 0 : safetensors::bits_of(t.type);
+        for (const index d : wanted) {
+            if (safetensors::detail::mul_overflows(bits, static_cast<std::uint64_t>(d))) return fail(errc::out_of_range, t, "it is too large");
+            bits *= static_cast<std::uint64_t>(d);
+        }
+        if (bits / 8 + (bits % 8 != 0 ? 1 : 0) != t.bytes.size())
             fail(errc::malformed, t, "it has " + std::to_string(t.bytes.size()) + " bytes, not those of its shape");
+    }
+    /// A shape that stands in a file as numbers.
+    void matrix(index rows, index cols) {
+        if (rows < 0 || cols < 0 || rows > 0x7fffffff || cols > 0x7fffffff || (rows * cols == 0 && (rows > most_beside_zero || cols > most_beside_zero)))
+            fail(errc::malformed, "a layer of " + nibble::detail::shape_text(rows, cols));
     }
     /// All elements of an F32, F16 or BF16 tensor are finite.
     void finite(const tensor& t) {
@@ -173,6 +179,8 @@ public:
     }
 
 private:
+    static constexpr index most_beside_zero = 1'000'000;  // a loop over rows of nothing should end
+
     const char* layout_;
     bool failed_ = false;
     nibble::failure why_;

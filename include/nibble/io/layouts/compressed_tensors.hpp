@@ -77,6 +77,7 @@ using namespace layouts::detail;
         check.fail(errc::malformed, "a tile of " + nibble::detail::shape_text(tile.rows, tile.cols));
     index rows = check.dim(*t.weight, 0), cols = check.dim(*t.weight, 1);
     if (packed && check) std::tie(rows, cols) = detail::read_shape(*t.shape, check);
+    check.matrix(rows, cols);
     if (!check) return std::move(check).failure();
     const int bits = packed ? c.bits : 8;
     check.shape(*t.weight, {rows, packed ? detail::ceil_div(cols * bits, 32) : cols});

@@ -54,10 +54,11 @@ struct packing {
 [[nodiscard]] inline result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero, const tensor* bias, const config& c) {
     detail::checks check("hqq");
     constexpr index most = 0x7fffffff;
+    check.matrix(c.rows, c.cols);
     if (c.bits != 1 && c.bits != 2 && c.bits != 3 && c.bits != 4 && c.bits != 8)
         check.fail(errc::unsupported, "codes of " + std::to_string(c.bits) + " bits; there are 1, 2, 3, 4 and 8");
-    if (c.rows < 0 || c.cols < 0 || c.rows > most || c.cols > most || c.group_size < 0 || c.group_size > most || (c.axis != 0 && c.axis != 1))
-        check.fail(errc::malformed, "a layer of " + nibble::detail::shape_text(c.rows, c.cols) + ", groups of " + std::to_string(c.group_size) + ", axis " +
+    if (c.group_size < 0 || c.group_size > most || (c.axis != 0 && c.axis != 1))
+        check.fail(errc::malformed, "groups of " + std::to_string(c.group_size) + ", axis " +
                                         std::to_string(c.axis));
     if (!check) return std::move(check).failure();
     const index count = c.rows * c.cols;

@@ -69,7 +69,8 @@ public:
 
 private:
     [[nodiscard]] index number_in(const nlohmann::json& v, const char* key, index least, index absent) const {
-        if (v.is_number_integer() && v >= least && v <= 0x7fffffff) return v.get<index>();
+        const bool fits = v.is_number_unsigned() ? v.get<std::uint64_t>() <= 0x7fffffffu : v.is_number_integer();
+        if (fits && v.get<std::int64_t>() >= least) return v.get<index>();
         complain(key, "an integer from " + std::to_string(least) + " to 2^31 - 1");
         return absent;
     }
