@@ -302,7 +302,7 @@ TEST_CASE("NVFP4: a divisor is a factor where that is exact, else scales are quo
         const auto right = [&](extent n, extent k) {
             const extent i = n * cols + k;
             volatile float q = nibble::fp8_e4m3::decode(scale[at(i / 16)]) / divisor;
-            return rounded_product(q, nibble::fp4_e2m1::decode((packed[at(i / 2)] >> (4 * (i % 2))) & 15u));
+            return rounded_product(q, nibble::fp4_e2m1::decode(unsigned{packed[at(i / 2)]} >> (4 * (i % 2)) & 15u));
         };
         check_weights(layer, rows, cols, right);
         const bool compact = layer.value().weight.scheme().storage == nibble::scale_storage::e4m3_f32;
@@ -326,6 +326,24 @@ TEST_CASE("plain weights: F16 and BF16 as they are, F32 where one of them holds 
     check_weights(of(half), 1, 2, [](extent, extent k) { return k == 0 ? 1.0f : -2.0f; });
     CHECK(!of(make("w", dtype::f16, {1, 2}, std::vector<std::uint16_t>{0x3c00, 0x7c00})));
     CHECK(!of(make("w", dtype::bf16, {1, 2}, std::vector<std::uint16_t>{0x3c00, 0x7fc0})));
+}
+
+TEST_CASE("a message names the element and its byte") {
+    std::vector<float> v(15, 1.0f);
+    v[8] = -INFINITY;
+    owned scale = make_floats("x.weight_scale", {3, 5}, v);
+    st::tensor s = scale.view();
+    s.offset = 1000;
+    const owned w = make("x.weight", dtype::f8_e4m3, {3, 80}, std::vector<char>(240));
+    const auto layer = layouts::fp8::unpack(w.view(), s, nullptr, nibble::granularity{1, 16});
+    REQUIRE(!layer);
+    CHECK(layer.failure().message == "fp8: tensor \"x.weight_scale\" is F32 [3, 5]: element [1, 3] is NaN or Inf");
+    CHECK(layer.failure().offset == 1032);
+    CHECK(layer.failure().code == nibble::errc::malformed);
+    const auto narrow = layouts::fp8::unpack(w.view(), s, nullptr, nibble::granularity{1, 20});
+    REQUIRE(!narrow);
+    CHECK(narrow.failure().message == "fp8: tensor \"x.weight_scale\" is F32 [3, 5]: expected [3, 4]");
+    CHECK(narrow.failure().code == nibble::errc::shape_mismatch);
 }
 
 TEST_CASE("layers without elements") {

@@ -74,10 +74,16 @@ inline constexpr int nibble_of[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of column 8c +
             if (!symmetric) out.set_offset(n, g, zero(n, g));
         }
     detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
-        for (index k = 0; k < cols; ++k)
+        if (c.gemv) {
             for (index r = 0; r < count; ++r)
-                codes[r * cols + k] = static_cast<std::uint8_t>(c.gemv ? detail::get_field(qweight.bytes.data() + 4 * (first + r) * words, 1, 4, k)
-                                                                       : detail::interleaved(qweight, words, k, first + r));
+                for (index k = 0; k < cols; ++k) codes[r * cols + k] = static_cast<std::uint8_t>(detail::get_field(qweight.bytes.data() + 4 * (first + r) * words, 1, 4, k));
+            return;
+        }
+        for (index k = 0; k < cols; ++k)
+            for (index r = 0; r < count; r += 8) {  // a word holds 8 rows, and count is a multiple of 8
+                const std::uint32_t u = detail::word_at(qweight.bytes.data(), k * words + (first + r) / 8);
+                for (int i = 0; i < 8; ++i) codes[(r + i) * cols + k] = static_cast<std::uint8_t>(u >> (4 * detail::nibble_of[i]) & 15u);
+            }
     });
     linear layer;
     layer.weight = std::move(out).finish();

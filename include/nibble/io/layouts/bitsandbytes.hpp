@@ -178,7 +178,11 @@ NIBBLE_FP_END
         for (index i = 0; i < static_cast<index>(t.nested_absmax->elements()); ++i) out.set_nested_absmax(i, detail::float_at(*t.nested_absmax, i));
         out.set_tensor_scale(s.nested_offset);
     }
-    detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
+    const auto word = [&](index n, index i) {
+        const std::uint32_t u = detail::word_at(t.weight->bytes.data() + n * s.cols / 2, i);
+        return (u & 0x0f0f0f0fu) << 4 | (u >> 4 & 0x0f0f0f0fu);  // the high nibble comes first
+    };
+    if (!detail::set_words(out, word)) detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
         for (index i = 0; i < rows * s.cols; ++i) {
             const index at = first * s.cols + i;
             const auto byte = std::to_integer<unsigned>(t.weight->bytes[static_cast<std::size_t>(at / 2)]);
@@ -214,7 +218,8 @@ NIBBLE_FP_END
     const nibble::detail::fp_environment environment;
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < out.layout().groups; ++g) out.set_scale(n, g, nibble::detail::bits_of(detail::over_127(detail::float_at(scb, n))));
-    detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+    const auto word = [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols, i) ^ 0x80808080u; };
+    if (!detail::set_words(out, word)) detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
         for (index i = 0; i < count * cols; ++i) codes[i] = static_cast<std::uint8_t>(detail::at<std::uint8_t>(weight, first * cols + i) ^ 0x80u);
     });
     linear layer;

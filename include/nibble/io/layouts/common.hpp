@@ -7,8 +7,8 @@
 //   before data is touched   every dtype, every shape against every other, and that a tensor has the bytes of its shape
 //   before a layer is made   scales and float zeros are finite, indices are in range; the message names the element
 //   dimensions               below 2^31, and at most 1,000,000 beside a 0
-//   memory                   at most about 25 times the bytes of the layer's tensors (1-bit HQQ along N; 4-bit GPTQ of
-//                            16 rows or more without such tricks: about 1)
+//   memory                   about the bytes of the layer's tensors; where every weight needs a scale of its own at most
+//                            25 times as many, and 72 times for 1-bit HQQ of axis 0. Rows are padded to 16
 #pragma once
 
 #include <initializer_list>
@@ -163,19 +163,26 @@ public:
         for (index i = 0; i < count; ++i)
             if (!finite_at(t, i)) return fail_at(t, i, "is NaN or Inf");
     }
-    /// No byte of a tensor is a code that means NaN or Inf.
-    void finite_codes(const tensor& t, const code_format& format) {
+    /// No byte u of a tensor has u & mask == value.
+    void no_byte(const tensor& t, unsigned mask, unsigned value, std::string_view what) {
         if (failed_) return;
-        bool good[256];
-        for (unsigned u = 0; u < 256; ++u) good[u] = u >= format.code_count() || nibble::detail::finite_in_memory(&format.values[u]);
-        for (std::size_t i = 0; i < t.bytes.size(); ++i)
-            if (!good[std::to_integer<unsigned>(t.bytes[i])]) return fail_at(t, static_cast<index>(i), "is NaN or Inf");
+        const auto* u = reinterpret_cast<const std::uint8_t*>(t.bytes.data());
+        const std::size_t size = t.bytes.size();
+        std::size_t i = 0;
+        for (bool found = false; size - i >= 64 && !found; i += found ? 0 : 64) {  // pieces that vectorize
+            std::uint8_t any = 0;
+            for (std::size_t j = 0; j < 64; ++j) any = static_cast<std::uint8_t>(any | ((u[i + j] & mask) == value ? 1 : 0));
+            found = any != 0;
+        }
+        for (; i < size; ++i)
+            if ((u[i] & mask) == value) return fail_at(t, static_cast<index>(i), what);
     }
-    /// No byte of a tensor is `byte`.
-    void no_byte(const tensor& t, unsigned byte, std::string_view what) {
-        if (failed_) return;
-        for (std::size_t i = 0; i < t.bytes.size(); ++i)
-            if (std::to_integer<unsigned>(t.bytes[i]) == byte) return fail_at(t, static_cast<index>(i), what);
+    /// No byte of an 8-bit floating-point format means NaN or Inf.
+    void finite_codes(const tensor& t, const code_format& format) {
+        constexpr std::string_view what = "is NaN or Inf";
+        if (&format == &fp8_e4m3::format) no_byte(t, 0x7f, 0x7f, what);
+        else if (&format == &fp8_e5m2::format) no_byte(t, 0x7c, 0x7c, what);
+        else no_byte(t, 0xff, 0x80, what);  // FNUZ
     }
 
 private:
@@ -255,6 +262,43 @@ inline void set_rows(qmatrix_builder& out, std::span<const index> permutation, F
             out.set_row(first + r, ordered.empty() ? row : ordered.data());
         }
     }
+}
+
+/// Eight 4-bit codes, code i at bit 4 i, in the order of a cell: those of the high half between those of the low one.
+[[nodiscard]] constexpr std::uint32_t cell_word(std::uint32_t u) noexcept {
+    std::uint32_t low = u & 0xffffu, high = u >> 16;
+    low = (low | low << 8) & 0x00ff00ffu;
+    high = (high | high << 8) & 0x00ff00ffu;
+    low = (low | low << 4) & 0x0f0f0f0fu;
+    high = (high | high << 4) & 0x0f0f0f0fu;
+    return low | high << 4;
+}
+
+/// The fast way for 4 and 8 bits, where words of codes become words of cells: word(n, i) is the i-th word of row n. False,
+/// and nothing done, if rows do not end with a word or groups do not with a k-quad.
+template <class Word>
+[[nodiscard]] inline bool set_words(qmatrix_builder& out, Word word) {
+    const nibble::detail::layout& l = out.layout();
+    const index per_word = 32 / l.bits;
+    if (l.cols % per_word != 0 || (l.groups > 1 && l.group % 4 != 0)) return false;
+    for (index p = 0; p < l.panels; ++p) {
+        const index first = p * panel_rows, count = (std::min)(panel_rows, l.rows - first);
+        std::uint8_t* to = out.panel(p);
+        for (index i = 0; i < l.cols / per_word; ++i, to += cell_bytes) {
+            std::uint32_t cell[panel_rows] = {};
+            for (index r = 0; r < count; ++r) cell[r] = word(first + r, i);
+            if (l.bits == 4)
+                for (std::uint32_t& u : cell) u = cell_word(u);
+            std::memcpy(to, cell, sizeof cell);
+        }
+    }
+    return true;
+}
+/// Word i of a byte sequence, which need not be aligned.
+[[nodiscard]] inline std::uint32_t word_at(const std::byte* bytes, index i) noexcept {
+    std::uint32_t u;
+    std::memcpy(&u, bytes + 4 * i, 4);
+    return u;
 }
 
 /// The columns of a layer in an order in which its groups are runs, cut into runs of one length.

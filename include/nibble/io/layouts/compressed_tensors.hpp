@@ -120,7 +120,11 @@ using namespace layouts::detail;
         }
     }
     const index words = detail::ceil_div(cols * bits, 32);
-    detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* to) {
+    const auto word = [&](index n, index i) {
+        return detail::word_at(t.weight->bytes.data() + n * (packed ? 4 * words : cols), i) ^ (packed ? 0u : 0x80808080u);
+    };
+    const bool in_order = runs.permutation.empty() && (bits == 4 || bits == 8);
+    if (!in_order || !detail::set_words(out, word)) detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* to) {
         for (index r = 0; r < count; ++r)
             for (index k = 0; k < cols; ++k)
                 to[r * cols + k] = static_cast<std::uint8_t>(

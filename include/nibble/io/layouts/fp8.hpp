@@ -49,7 +49,8 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     const auto stored = [&](index i) { return scheme.bits == 8 ? at<std::uint8_t>(scales, i) : bits_at(scales, i); };
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < out.layout().groups; ++g) out.set_scale(n, g, stored((tile.rows == 0 ? 0 : n / tile.rows) * columns + g));
-    set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+    const auto word = [&](index n, index i) { return word_at(weight.bytes.data() + n * cols, i) ^ flip * 0x01010101u; };
+    if (!set_words(out, word)) set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
         for (index i = 0; i < count * cols; ++i) codes[i] = static_cast<std::uint8_t>(at<std::uint8_t>(weight, first * cols + i) ^ flip);
     });
     return std::move(out).finish();

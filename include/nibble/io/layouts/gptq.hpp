@@ -131,9 +131,12 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
             if (!symmetric) out.set_offset(n, static_cast<index>(j), detail::zero_at(qzeros, c, g, n, zero_words));
         }
     }
-    detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* codes) {
-        detail::read_codes(qweight, c.bits, rows, cols, first, count, codes);
-    });
+    const auto word = [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); };
+    const bool in_order = runs.permutation.empty() && (c.bits == 4 || c.bits == 8);
+    if (!in_order || !detail::set_words(out, word))
+        detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* codes) {
+            detail::read_codes(qweight, c.bits, rows, cols, first, count, codes);
+        });
     linear layer;
     layer.weight = std::move(out).finish();
     layer.permutation = std::move(runs.permutation);

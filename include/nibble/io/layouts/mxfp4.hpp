@@ -31,6 +31,8 @@ using namespace layouts::detail;
     qmatrix_builder out(rows, cols, format, scales::e8m0, offset_kind::none, per_group{32}, std::move(name));
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < cols / 32; ++g) out.set_scale(n, g, std::to_integer<std::uint32_t>(exponents[n * (cols / 32) + g]));
+    const auto word = [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); };
+    if (format.bits != 6 && set_words(out, word)) return std::move(out).finish();
     set_rows(out, {}, [&](index first, index count, std::uint8_t* to) {
         for (index r = 0; r < count; ++r) {
             const std::byte* row = codes + (first + r) * (cols * format.bits / 8);
@@ -42,7 +44,7 @@ using namespace layouts::detail;
 
 inline void check_exponents(checks& check, const tensor& t) {
     check.type(t, {dtype::u8, dtype::f8_e8m0});
-    check.no_byte(t, 0xff, "is the exponent FF, which is NaN");
+    check.no_byte(t, 0xff, 0xff, "is the exponent FF, which is NaN");
 }
 
 }  // namespace detail

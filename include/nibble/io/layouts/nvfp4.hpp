@@ -92,10 +92,7 @@ using byte_set = std::array<bool, 256>;
                 return check.fail_at(scales, n * groups + g, "makes a scale of Inf with the global one"), std::move(check).failure();
             out.set_scale(n, g, factor.has_value() ? u : nibble::detail::bits_of(scale));
         }
-    detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
-        for (index i = 0; i < count * cols; ++i)
-            codes[i] = static_cast<std::uint8_t>(std::to_integer<unsigned>(weight.bytes[static_cast<std::size_t>((first * cols + i) / 2)]) >> (4 * (i % 2)) & 15u);
-    });
+    static_cast<void>(detail::set_words(out, [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); }));  // K is a multiple of 16
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
