@@ -34,6 +34,35 @@ inline constexpr int nibble_of[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of column 8c +
     return (word >> (4 * nibble_of[n % 8])) & 15u;
 }
 
+/// Element j of word i to element i of word j: 4-bit elements of 8 words.
+inline void transpose(std::uint32_t (&w)[8]) noexcept {
+    constexpr std::uint32_t mask[3] = {0x0000ffffu, 0x00ff00ffu, 0x0f0f0f0fu};
+    for (int step = 0, far = 4; step < 3; ++step, far /= 2)
+        for (int i = 0; i < 8; ++i) {
+            if ((i & far) != 0) continue;
+            const std::uint32_t swap = ((w[i] >> (4 * far)) ^ w[i + far]) & mask[step];
+            w[i + far] ^= swap;
+            w[i] ^= swap << (4 * far);
+        }
+}
+
+/// Version gemm, K a multiple of 8: 8 rows of 8 columns at a time, down all panels that share a line of the file.
+inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index words) noexcept {
+    const nibble::detail::layout& l = out.layout();
+    for (index begin = 0; begin < l.panels; begin += 8)
+        for (index b = 0; b < l.cols / 8; ++b)
+            for (index p = begin; p < (std::min)(begin + 8, l.panels); ++p) {
+                std::uint32_t cell[panel_rows] = {};
+                for (index half = 0; half < 2 && 2 * p + half < words; ++half) {
+                    std::uint32_t w[8];
+                    for (index k = 0; k < 8; ++k) w[k] = word_at(qweight.bytes.data(), (8 * b + k) * words + 2 * p + half);
+                    transpose(w);
+                    for (int i = 0; i < 8; ++i) cell[8 * half + i] = cell_word(w[nibble_of[i]]);
+                }
+                std::memcpy(out.panel(p) + b * cell_bytes, cell, sizeof cell);
+            }
+}
+
 }  // namespace detail
 
 /// The layer in these tensors, exactly. bias may be null.
@@ -66,24 +95,21 @@ inline constexpr int nibble_of[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of column 8c +
     bool symmetric = true;
     for (index g = 0; g < groups && symmetric; ++g)
         for (index n = 0; n < rows && symmetric; ++n) symmetric = zero(n, g) == int4::format.zero_code;
+    const bool words_fit = detail::by_words(4, cols, size);
     qmatrix_builder out(rows, cols, int4::format, detail::scheme_of(scales.type), symmetric ? offset_kind::none : offset_kind::zero_point,
-                        per_group{size});
+                        per_group{size}, {}, detail::initial(words_fit));
     for (index g = 0; g < groups; ++g)
         for (index n = 0; n < rows; ++n) {
             out.set_scale(n, g, detail::bits_at(scales, c.gemv ? n * 8 * zero_words + g : g * rows + n));
             if (!symmetric) out.set_offset(n, g, zero(n, g));
         }
-    detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
-        if (c.gemv) {
-            for (index r = 0; r < count; ++r)
-                for (index k = 0; k < cols; ++k) codes[r * cols + k] = static_cast<std::uint8_t>(detail::get_field(qweight.bytes.data() + 4 * (first + r) * words, 1, 4, k));
-            return;
-        }
+    if (words_fit && c.gemv) detail::set_words<true>(out, [&](index n, index i) { return detail::word_at(qweight.bytes.data(), n * words + i); });
+    else if (words_fit) detail::set_interleaved(out, qweight, words);
+    else detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
         for (index k = 0; k < cols; ++k)
-            for (index r = 0; r < count; r += 8) {  // a word holds 8 rows, and count is a multiple of 8
-                const std::uint32_t u = detail::word_at(qweight.bytes.data(), k * words + (first + r) / 8);
-                for (int i = 0; i < 8; ++i) codes[(r + i) * cols + k] = static_cast<std::uint8_t>(u >> (4 * detail::nibble_of[i]) & 15u);
-            }
+            for (index r = 0; r < count; ++r)
+                codes[r * cols + k] = static_cast<std::uint8_t>(c.gemv ? detail::get_field(qweight.bytes.data() + 4 * (first + r) * words, 1, 4, k)
+                                                                       : detail::interleaved(qweight, words, k, first + r));
     });
     linear layer;
     layer.weight = std::move(out).finish();

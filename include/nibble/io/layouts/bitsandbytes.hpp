@@ -156,10 +156,11 @@ NIBBLE_FP_END
                              std::memcmp(t.nested_quant_map->bytes.data(), nibble::detail::signed_dynamic_map.values.data(), 1024) == 0;
     scale_scheme scheme = keep_nested ? scales::double_quantized : scales::f32;
     if (keep_nested) scheme.span = s.nested_block;
+    const bool words_fit = detail::by_words(4, s.cols, piece);
     bool builtin = false;
     const format_handle format = detail::format_of(*t.quant_map, builtin);
     const std::string name = builtin ? std::string(format->name).append(keep_nested ? "_double" : "") : std::string();
-    qmatrix_builder out(s.rows, s.cols, format, scheme, offset_kind::none, per_group{piece}, name);
+    qmatrix_builder out(s.rows, s.cols, format, scheme, offset_kind::none, per_group{piece}, name, detail::initial(words_fit));
     const nibble::detail::fp_environment environment;
     for (index n = 0; n < s.rows; ++n) {
         for (index g = 0; g < out.layout().groups; ++g) {
@@ -182,7 +183,8 @@ NIBBLE_FP_END
         const std::uint32_t u = detail::word_at(t.weight->bytes.data() + n * s.cols / 2, i);
         return (u & 0x0f0f0f0fu) << 4 | (u >> 4 & 0x0f0f0f0fu);  // the high nibble comes first
     };
-    if (!detail::set_words(out, word)) detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
+    if (words_fit) detail::set_words<true>(out, word);
+    else detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
         for (index i = 0; i < rows * s.cols; ++i) {
             const index at = first * s.cols + i;
             const auto byte = std::to_integer<unsigned>(t.weight->bytes[static_cast<std::size_t>(at / 2)]);
@@ -214,12 +216,13 @@ NIBBLE_FP_END
     }
     detail::check_bias(check, bias, rows);
     if (!check) return std::move(check).failure();
-    qmatrix_builder out(rows, cols, int8::format, scales::f32, offset_kind::none, per_channel{}, "llm_int8");
+    qmatrix_builder out(rows, cols, int8::format, scales::f32, offset_kind::none, per_channel{}, "llm_int8", detail::initial(detail::by_words(8, cols, 0)));
     const nibble::detail::fp_environment environment;
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < out.layout().groups; ++g) out.set_scale(n, g, nibble::detail::bits_of(detail::over_127(detail::float_at(scb, n))));
     const auto word = [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols, i) ^ 0x80808080u; };
-    if (!detail::set_words(out, word)) detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+    if (detail::by_words(8, cols, 0)) detail::set_words<true>(out, word);
+    else detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
         for (index i = 0; i < count * cols; ++i) codes[i] = static_cast<std::uint8_t>(detail::at<std::uint8_t>(weight, first * cols + i) ^ 0x80u);
     });
     linear layer;

@@ -274,25 +274,38 @@ inline void set_rows(qmatrix_builder& out, std::span<const index> permutation, F
     return low | high << 4;
 }
 
-/// The fast way for 4 and 8 bits, where words of codes become words of cells: word(n, i) is the i-th word of row n. False,
-/// and nothing done, if rows do not end with a word or groups do not with a k-quad.
-template <class Word>
-[[nodiscard]] inline bool set_words(qmatrix_builder& out, Word word) {
+/// Whether set_words can fill a matrix: 4 or 8 bits, rows that end with a word, groups that end with a k-quad.
+[[nodiscard]] constexpr bool by_words(int bits, index cols, index group) noexcept {
+    return (bits == 4 || bits == 8) && cols % (32 / bits) == 0 && (group == 0 || cols <= group || group % 4 == 0);
+}
+/// set_words writes all codes; everyone else needs zeros to begin with.
+[[nodiscard]] constexpr nibble::detail::initial_codes initial(bool words) noexcept {
+    return words ? nibble::detail::initial_codes::unset : nibble::detail::initial_codes::zero;
+}
+
+/// The fast way for 4 and 8 bits, where words of codes become words of cells: word(n, i) is the i-th word of row n, codes
+/// in the order of their bits. Rows: words of a row follow each other in the file, else those of 16 rows do. Blocks of 16
+/// words a row, because 16 rows that are a power of two apart share few lines of the cache.
+template <bool Rows, class Word>
+inline void set_words(qmatrix_builder& out, Word word) {
     const nibble::detail::layout& l = out.layout();
-    const index per_word = 32 / l.bits;
-    if (l.cols % per_word != 0 || (l.groups > 1 && l.group % 4 != 0)) return false;
+    const index words = l.cols * l.bits / 32;
+    std::uint32_t block[16][panel_rows] = {};
     for (index p = 0; p < l.panels; ++p) {
-        const index first = p * panel_rows, count = (std::min)(panel_rows, l.rows - first);
+        const index first = p * panel_rows, live = (std::min)(panel_rows, l.rows - first);
+        if (live < panel_rows) std::memset(block, 0, sizeof block);
         std::uint8_t* to = out.panel(p);
-        for (index i = 0; i < l.cols / per_word; ++i, to += cell_bytes) {
-            std::uint32_t cell[panel_rows] = {};
-            for (index r = 0; r < count; ++r) cell[r] = word(first + r, i);
+        for (index i = 0; i < words; i += 16) {
+            const index count = (std::min)(index{16}, words - i);
+            for (index a = 0; a < (Rows ? live : count); ++a)
+                for (index b = 0; b < (Rows ? count : live); ++b) (Rows ? block[b][a] : block[a][b]) = word(first + (Rows ? a : b), i + (Rows ? b : a));
             if (l.bits == 4)
-                for (std::uint32_t& u : cell) u = cell_word(u);
-            std::memcpy(to, cell, sizeof cell);
+                for (auto& line : block)
+                    for (std::uint32_t& u : line) u = cell_word(u);
+            std::memcpy(to, block, static_cast<std::size_t>(count * cell_bytes));
+            to += count * cell_bytes;
         }
     }
-    return true;
 }
 /// Word i of a byte sequence, which need not be aligned.
 [[nodiscard]] inline std::uint32_t word_at(const std::byte* bytes, index i) noexcept {

@@ -110,8 +110,9 @@ using namespace layouts::detail;
     bool symmetric = true;
     for (index r = 0; r < scale_rows && symmetric; ++r)
         for (index g = 0; g < scale_cols && symmetric; ++g) symmetric = zero(r, g) == codes.format->zero_code;
+    const bool words_fit = runs.permutation.empty() && detail::by_words(bits, cols, runs.size);
     qmatrix_builder out(rows, cols, *codes.format, detail::scheme_of(t.scale->type), symmetric ? offset_kind::none : offset_kind::zero_point,
-                        {tile.rows, runs.size});
+                        {tile.rows, runs.size}, {}, detail::initial(words_fit));
     for (index n = 0; n < rows; ++n) {
         const index r = tile.rows == 0 ? 0 : n / tile.rows;
         for (std::size_t j = 0; j < runs.group.size(); ++j) {
@@ -123,8 +124,8 @@ using namespace layouts::detail;
     const auto word = [&](index n, index i) {
         return detail::word_at(t.weight->bytes.data() + n * (packed ? 4 * words : cols), i) ^ (packed ? 0u : 0x80808080u);
     };
-    const bool in_order = runs.permutation.empty() && (bits == 4 || bits == 8);
-    if (!in_order || !detail::set_words(out, word)) detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* to) {
+    if (words_fit) detail::set_words<true>(out, word);
+    else detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* to) {
         for (index r = 0; r < count; ++r)
             for (index k = 0; k < cols; ++k)
                 to[r * cols + k] = static_cast<std::uint8_t>(

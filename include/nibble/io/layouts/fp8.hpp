@@ -44,13 +44,15 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
 /// Bytes [N, K] with scales of tiles, any code format of 8 bits; `flip` is what turns a byte into a code. Checked before.
 [[nodiscard]] inline qmatrix make_tiled(const tensor& weight, const code_format& format, unsigned flip, const tensor& scales,
                                         const scale_scheme& scheme, index rows, index cols, granularity tile) {
-    qmatrix_builder out(rows, cols, format, scheme, offset_kind::none, tile);
+    const bool words_fit = by_words(8, cols, tile.cols);
+    qmatrix_builder out(rows, cols, format, scheme, offset_kind::none, tile, {}, initial(words_fit));
     const index columns = tile.cols == 0 ? 1 : ceil_div(cols, tile.cols);
     const auto stored = [&](index i) { return scheme.bits == 8 ? at<std::uint8_t>(scales, i) : bits_at(scales, i); };
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < out.layout().groups; ++g) out.set_scale(n, g, stored((tile.rows == 0 ? 0 : n / tile.rows) * columns + g));
     const auto word = [&](index n, index i) { return word_at(weight.bytes.data() + n * cols, i) ^ flip * 0x01010101u; };
-    if (!set_words(out, word)) set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+    if (words_fit) set_words<true>(out, word);
+    else set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
         for (index i = 0; i < count * cols; ++i) codes[i] = static_cast<std::uint8_t>(at<std::uint8_t>(weight, first * cols + i) ^ flip);
     });
     return std::move(out).finish();

@@ -122,8 +122,9 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     bool symmetric = true;
     for (index g = 0; g < groups && symmetric; ++g)
         for (index n = 0; n < rows && symmetric; ++n) symmetric = detail::zero_at(qzeros, c, g, n, zero_words) == format.zero_code;
+    const bool words_fit = runs.permutation.empty() && detail::by_words(c.bits, cols, runs.size);
     qmatrix_builder out(rows, cols, format, detail::scheme_of(scales.type), symmetric ? offset_kind::none : offset_kind::zero_point,
-                        per_group{runs.size});
+                        per_group{runs.size}, {}, detail::initial(words_fit));
     for (std::size_t j = 0; j < runs.group.size(); ++j) {
         const index g = runs.group[j];
         for (index n = 0; n < rows; ++n) {
@@ -131,9 +132,9 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
             if (!symmetric) out.set_offset(n, static_cast<index>(j), detail::zero_at(qzeros, c, g, n, zero_words));
         }
     }
-    const auto word = [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); };
-    const bool in_order = runs.permutation.empty() && (c.bits == 4 || c.bits == 8);
-    if (!in_order || !detail::set_words(out, word))
+    if (words_fit)
+        detail::set_words<false>(out, [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); });
+    else
         detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* codes) {
             detail::read_codes(qweight, c.bits, rows, cols, first, count, codes);
         });

@@ -28,12 +28,11 @@ using namespace layouts::detail;
 /// Rows of packed codes of b = 4, 6 or 8 bits, K a multiple of 32, and their exponents.
 [[nodiscard]] inline qmatrix make(const std::byte* codes, const std::byte* exponents, const code_format& format, index rows, index cols,
                                   std::string name) {
-    qmatrix_builder out(rows, cols, format, scales::e8m0, offset_kind::none, per_group{32}, std::move(name));
+    qmatrix_builder out(rows, cols, format, scales::e8m0, offset_kind::none, per_group{32}, std::move(name), initial(format.bits != 6));
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < cols / 32; ++g) out.set_scale(n, g, std::to_integer<std::uint32_t>(exponents[n * (cols / 32) + g]));
-    const auto word = [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); };
-    if (format.bits != 6 && set_words(out, word)) return std::move(out).finish();
-    set_rows(out, {}, [&](index first, index count, std::uint8_t* to) {
+    if (format.bits != 6) set_words<true>(out, [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); });
+    else set_rows(out, {}, [&](index first, index count, std::uint8_t* to) {
         for (index r = 0; r < count; ++r) {
             const std::byte* row = codes + (first + r) * (cols * format.bits / 8);
             for (index k = 0; k < cols; ++k) to[r * cols + k] = static_cast<std::uint8_t>(get_field(row, 1, format.bits, k));

@@ -82,17 +82,19 @@ using byte_set = std::array<bool, 256>;
     for (const std::byte b : scales.bytes) used[std::to_integer<unsigned>(b)] = true;
     const std::optional<float> factor = divide ? detail::replacement(used, given, false) : given;
     qmatrix_builder out(rows, cols, fp4_e2m1::format, factor.has_value() ? scales::e4m3_f32 : scales::f32, offset_kind::none, per_group{16},
-                        factor.has_value() ? "nvfp4" : "");
+                        factor.has_value() ? "nvfp4" : "", detail::initial(true));
     if (factor.has_value()) out.set_tensor_scale(*factor);
+    std::uint32_t scale[256];
+    for (unsigned u = 0; u < 256; ++u)
+        scale[u] = nibble::detail::bits_of(divide ? detail::quotient(fp8_e4m3::decode(u), given) : detail::product(fp8_e4m3::decode(u), given));
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < groups; ++g) {
             const auto u = detail::at<std::uint8_t>(scales, n * groups + g);
-            const float scale = divide ? detail::quotient(fp8_e4m3::decode(u), given) : detail::product(fp8_e4m3::decode(u), given);
-            if (!nibble::detail::is_finite_bits(nibble::detail::bits_of(scale)))
+            if (!nibble::detail::is_finite_bits(scale[u]))
                 return check.fail_at(scales, n * groups + g, "makes a scale of Inf with the global one"), std::move(check).failure();
-            out.set_scale(n, g, factor.has_value() ? u : nibble::detail::bits_of(scale));
+            out.set_scale(n, g, factor.has_value() ? u : scale[u]);
         }
-    static_cast<void>(detail::set_words(out, [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); }));  // K is a multiple of 16
+    detail::set_words<true>(out, [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
