@@ -1,0 +1,42 @@
+// Weights that are not quantized: F16 and BF16 as they are; F32 where one of the two holds every value.
+#pragma once
+
+#include "common.hpp"
+#include "linear.hpp"
+
+namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
+
+/// The layer in these tensors, exactly. bias may be null. F32 values that neither bfloat16 nor fp16 holds are
+/// errc::unsupported: quantize the view of the tensor.
+[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor* bias) {
+    detail::checks check("plain");
+    check.type(weight, detail::float_types);
+    check.rank(weight, 2);
+    const index rows = check.dim(weight, 0);
+    const index cols = check.dim(weight, 1);
+    check.shape(weight, {rows, cols});
+    check.finite(weight);
+    detail::check_bias(check, bias, rows);
+    if (!check) return std::move(check).failure();
+    const index count = rows * cols;
+    bool as_bf16 = weight.type != dtype::f16, as_fp16 = weight.type != dtype::bf16;
+    for (index i = 0; weight.type == dtype::f32 && i < count && (as_bf16 || as_fp16); ++i) {
+        const std::uint32_t u = detail::bits_at(weight, i);
+        as_bf16 = as_bf16 && (u & 0xffffu) == 0;
+        as_fp16 = as_fp16 && nibble::detail::bits_of(fp16_to_float(float_to_fp16(nibble::detail::float_of(u)))) == u;
+    }
+    if (!as_bf16 && !as_fp16)
+        return check.fail(errc::unsupported, weight, "a matrix holds F16 and BF16; quantize the tensor's view()"), std::move(check).failure();
+    qmatrix_builder out(rows, cols, as_bf16 ? bf16::format : fp16::format, scales::none, offset_kind::none, per_channel{});
+    for (index n = 0; n < rows; ++n)
+        for (index k = 0; k < cols; ++k) {
+            const std::uint32_t u = detail::bits_at(weight, n * cols + k);
+            out.set_code(n, k, weight.type != dtype::f32 ? u : as_bf16 ? u >> 16 : float_to_fp16(nibble::detail::float_of(u)));
+        }
+    linear layer;
+    layer.weight = std::move(out).finish();
+    detail::read_bias(bias, 0, rows, layer.bias);
+    return layer;
+}
+
+}  // namespace nibble::io::layouts::plain
