@@ -71,6 +71,21 @@ TEST_CASE("output_file: without commit nothing is left", "[io][output]") {
     CHECK(dir.names().size() == 1);
 }
 
+TEST_CASE("output_file: what a killed process left is neither overwritten nor in the way", "[io][output]") {
+    const scratch_dir dir;
+    auto first = output_file::create(dir.path / "file");
+    const std::string name = first.value().partial_path().string();
+    const std::size_t dot = name.rfind('.') + 1;
+    const fs::path next = name.substr(0, dot) + std::to_string(std::stoul(name.substr(dot)) + 1);
+    static_cast<void>(dir.write(next.filename().string().c_str(), "left behind"));
+    auto second = output_file::create(dir.path / "file");
+    CHECK(second.value().partial_path() != next);
+    CHECK(second.value().write(bytes_of("new")));
+    CHECK(second.value().commit());
+    CHECK(slurp(next) == "left behind");
+    CHECK(slurp(dir.path / "file") == "new");
+}
+
 TEST_CASE("output_file: destinations that are no files", "[io][output]") {
     const scratch_dir dir;
     for (const fs::path& path : {dir.path, fs::path("/dev/null"), dir.path / "no" / "file"}) {

@@ -7,11 +7,12 @@
 //   failing_system::reset();
 #pragma once
 
+#include <climits>  // any header of the C library: it says whether it is glibc
+
 #if defined(__linux__) && defined(__GLIBC__) && defined(__x86_64__)
 #define NIBBLE_TEST_FAILING_SYSTEM 1
 
 #include <cerrno>
-#include <climits>
 #include <cstdio>
 #include <fcntl.h>
 #include <sys/mman.h>
