@@ -67,10 +67,12 @@ const std::map<std::string, std::string>& known() {
 }
 
 /// The expected weights of a layer: of X[e], slice e of tensor X.
-[[nodiscard]] std::vector<float> expected(const golden::file& file, const std::string& layer, extent rows, extent cols) {
+[[nodiscard]] std::vector<float> expected(const golden::file& file, const std::string& layer, extent rows,
+                                          extent cols) {
     const std::size_t bracket = layer.find('[');
     if (bracket == std::string::npos) {
-        CHECK(file.shape(layer + ".weight") == std::vector<std::uint64_t>{static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(cols)});
+        CHECK(file.shape(layer + ".weight") ==
+              std::vector<std::uint64_t>{static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(cols)});
         return file.read<float>(layer + ".weight");
     }
     const std::vector<float> all = file.read<float>(layer.substr(0, bracket));
@@ -87,7 +89,8 @@ const std::map<std::string, std::string>& known() {
         for (extent k = 0; k < w.cols(); ++k) {
             const float a = w(n, k), b = right[static_cast<std::size_t>(n * w.cols() + k)];
             if (std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b)) continue;
-            if (tolerance == 0.0 || !(std::abs(double{a} - double{b}) <= tolerance * std::abs(double{b}))) return n * w.cols() + k;
+            if (tolerance == 0.0 || !(std::abs(double{a} - double{b}) <= tolerance * std::abs(double{b})))
+                return n * w.cols() + k;
         }
     return -1;
 }
@@ -118,7 +121,8 @@ TEST_CASE("every checkpoint decodes to the weights of the library that wrote it"
             CHECK(w.rows() == info.rows);
             CHECK(w.cols() == info.cols);
             CHECK(layer.value().weight.rows() == info.rows);
-            CHECK(first_difference(w, expected(right, info.name, info.rows, info.cols), name == "bnb_int8" ? 0x1p-22 : 0.0) == -1);
+            CHECK(first_difference(w, expected(right, info.name, info.rows, info.cols),
+                                   name == "bnb_int8" ? 0x1p-22 : 0.0) == -1);
             const bool bias = model.value().find(info.name + ".bias") != nullptr || name == "gptoss_mxfp4";
             CHECK(layer.value().bias.size() == (bias ? static_cast<std::size_t>(info.rows) : 0u));
             CHECK(layer.value().permutation.empty() == (name.find("actorder") == std::string::npos));
@@ -169,7 +173,8 @@ TEST_CASE("products of act-order layers are those of the decoded weights") {
             for (extent n = 0; n < info.rows; ++n) {
                 double sum = 0.0, magnitude = 0.0;
                 for (extent k = 0; k < info.cols; ++k) {
-                    const double term = static_cast<double>(w[static_cast<std::size_t>(n * info.cols + k)]) * static_cast<double>(x(k, m));
+                    const double term = static_cast<double>(w[static_cast<std::size_t>(n * info.cols + k)]) *
+                                        static_cast<double>(x(k, m));
                     sum += term;
                     magnitude += std::abs(term);
                 }

@@ -39,10 +39,13 @@ const std::vector<sample>& samples() {
         std::sort(folders.begin(), folders.end());
         for (const fs::path& folder : folders) {
             sample s{folder.filename().string(), {}, {}};
-            if (fs::exists(folder / "quantize_config.json")) s.config = slurp(folder / "quantize_config.json");
-            else s.config = nlohmann::json::parse(slurp(folder / "config.json"))["quantization_config"].dump();
+            if (fs::exists(folder / "quantize_config.json"))
+                s.config = slurp(folder / "quantize_config.json");
+            else
+                s.config = nlohmann::json::parse(slurp(folder / "config.json"))["quantization_config"].dump();
             const auto file = st::open(folder / "model.safetensors");
-            for (const st::tensor& t : file.value().tensors()) s.tensors.push_back({t.name, t.type, t.shape, {t.bytes.begin(), t.bytes.end()}});
+            for (const st::tensor& t : file.value().tensors())
+                s.tensors.push_back({t.name, t.type, t.shape, {t.bytes.begin(), t.bytes.end()}});
             list.push_back(std::move(s));
         }
         return list;
@@ -71,7 +74,8 @@ struct outcome {
         CHECK(nibble::io::check_linear(layer.value()));
         CHECK(layer.value().weight.rows() == model.value().layers()[i].rows);
         CHECK(layer.value().weight.cols() == model.value().layers()[i].cols);
-        if (layer.value().weight.rows() * layer.value().weight.cols() < 1'000'000) o.weights.push_back(nibble::io::dequantize(layer.value()));
+        if (layer.value().weight.rows() * layer.value().weight.cols() < 1'000'000)
+            o.weights.push_back(nibble::io::dequantize(layer.value()));
     }
     return o;
 }
@@ -82,29 +86,38 @@ struct outcome {
     std::string bytes;
     std::vector<std::size_t> order;
     st::detail::make_header(views, {}, bytes, order).or_throw();
-    for (const std::size_t i : order) bytes.append(reinterpret_cast<const char*>(tensors[i].bytes.data()), tensors[i].bytes.size());
+    for (const std::size_t i : order)
+        bytes.append(reinterpret_cast<const char*>(tensors[i].bytes.data()), tensors[i].bytes.size());
     return bytes;
 }
-[[nodiscard]] outcome attempt(const tensor_list& tensors, const std::string& config) { return attempt_bytes(serialize(tensors), config); }
+[[nodiscard]] outcome attempt(const tensor_list& tensors, const std::string& config) {
+    return attempt_bytes(serialize(tensors), config);
+}
 
 [[nodiscard]] bool same(const outcome& a, const outcome& b) {
     if (a.weights.size() != b.weights.size()) return false;
     for (std::size_t i = 0; i < a.weights.size(); ++i) {
         const auto &x = a.weights[i], &y = b.weights[i];
-        if (x.rows() != y.rows() || x.cols() != y.cols() || std::memcmp(x.data(), y.data(), static_cast<std::size_t>(x.size()) * 4) != 0) return false;
+        if (x.rows() != y.rows() || x.cols() != y.cols() ||
+            std::memcmp(x.data(), y.data(), static_cast<std::size_t>(x.size()) * 4) != 0)
+            return false;
     }
     return true;
 }
 
 /// Refused, or nothing there to read, or the weights that the file held before.
-[[nodiscard]] bool harmless(const outcome& now, const outcome& before) { return !now.failure.empty() || now.weights.empty() || same(now, before); }
+[[nodiscard]] bool harmless(const outcome& now, const outcome& before) {
+    return !now.failure.empty() || now.weights.empty() || same(now, before);
+}
 
 [[nodiscard]] std::size_t bytes_of(const st::tensor_data& t) {
     std::uint64_t bits = st::bits_of(t.type);
     for (const std::uint64_t d : t.shape) bits *= d;
     return bits / 8;
 }
-[[nodiscard]] bool is_float8(dtype t) { return t == dtype::f8_e4m3 || t == dtype::f8_e5m2 || t == dtype::f8_e4m3fnuz || t == dtype::f8_e5m2fnuz; }
+[[nodiscard]] bool is_float8(dtype t) {
+    return t == dtype::f8_e4m3 || t == dtype::f8_e5m2 || t == dtype::f8_e4m3fnuz || t == dtype::f8_e5m2fnuz;
+}
 
 /// Types that may stand in for type a: files with either are right, though they mean other numbers. (FP8 with float
 /// scales in groups of 32 is no MXFP8, but right.)
@@ -134,7 +147,8 @@ TEST_CASE("a tensor of another type") {
         const outcome before = attempt(s.tensors, s.config);
         for (std::size_t i = 0; i < s.tensors.size(); ++i)
             for (const auto& d : st::detail::dtypes) {
-                if (d.type == s.tensors[i].type || interchangeable(s.tensors[i].type, d.type, s.name == "ct_mxfp8")) continue;
+                if (d.type == s.tensors[i].type || interchangeable(s.tensors[i].type, d.type, s.name == "ct_mxfp8"))
+                    continue;
                 for (const bool resized : {false, true}) {
                     tensor_list tensors = s.tensors;
                     tensors[i].type = d.type;
@@ -159,7 +173,9 @@ TEST_CASE("a tensor of another shape") {
                 for (const int change : {-1, 1, 2, 3}) {  // 2: twice, 3: none
                     shapes.push_back(shape);
                     std::uint64_t& to = shapes.back()[d];
-                    to = change == 2 ? 2 * to : change == 3 ? 0 : to + static_cast<std::uint64_t>(static_cast<std::int64_t>(change));
+                    to = change == 2   ? 2 * to
+                         : change == 3 ? 0
+                                       : to + static_cast<std::uint64_t>(static_cast<std::int64_t>(change));
                 }
             shapes.emplace_back(shape.rbegin(), shape.rend());
             shapes.push_back(shape);
@@ -174,7 +190,9 @@ TEST_CASE("a tensor of another shape") {
                 INFO(s.name << ", " << s.tensors[i].name << " as " << tensors[i].view().describe());
                 const outcome now = attempt(tensors, s.config);
                 // Tensors that agree may be of another matrix: one with a longer row, say, whose last group is not full.
-                const bool another = !now.weights.empty() && (now.weights[0].rows() != before.weights[0].rows() || now.weights[0].cols() != before.weights[0].cols() || now.weights.size() != before.weights.size());
+                const bool another = !now.weights.empty() && (now.weights[0].rows() != before.weights[0].rows() ||
+                                                              now.weights[0].cols() != before.weights[0].cols() ||
+                                                              now.weights.size() != before.weights.size());
                 CHECK((another || harmless(now, before)));
                 others += another ? 1u : 0u;
                 // Of a tensor that is read, the message says which it is.
@@ -197,7 +215,8 @@ TEST_CASE("NaN and Inf in scales, zeros, maps, biases and weights") {
             if (t.type == dtype::f16) bad = {0x7c00u, 0xfc00u, 0x7e00u};
             if (t.type == dtype::bf16) bad = {0x7f80u, 0xff80u, 0x7fc0u};
             if (t.type == dtype::f8_e4m3) bad = {0x7fu, 0xffu};
-            const bool exponents = t.name.ends_with("_scales") || (t.name.ends_with("weight_scale") && t.type == dtype::u8);
+            const bool exponents =
+                t.name.ends_with("_scales") || (t.name.ends_with("weight_scale") && t.type == dtype::u8);
             if (exponents) bad = {0xffu};
             const std::size_t size = st::bits_of(t.type) / 8, count = t.bytes.size() / size;
             for (const std::uint32_t bits : bad)
@@ -228,7 +247,8 @@ TEST_CASE("indices of act-order out of range") {
                     std::memcpy(tensors[i].bytes.data() + 4 * at, &bad, 4);
                     const outcome now = attempt(tensors, s.config);
                     INFO(s.name << ": " << now.failure);
-                    CHECK(now.failure.find("element [" + std::to_string(at) + "] is " + std::to_string(bad) + ", but there are ") != std::string::npos);
+                    CHECK(now.failure.find("element [" + std::to_string(at) + "] is " + std::to_string(bad) +
+                                           ", but there are ") != std::string::npos);
                 }
         }
 }
@@ -238,7 +258,9 @@ TEST_CASE("shapes and states that stand in tensors") {
         for (std::size_t i = 0; i < s.tensors.size(); ++i) {
             if (s.tensors[i].type != dtype::i64) continue;
             const outcome before = attempt(s.tensors, s.config);
-            for (const std::int64_t bad : {std::int64_t{-1}, INT64_MIN, INT64_MAX, std::int64_t{1} << 31, std::int64_t{1} << 32, std::int64_t{0x7fffffff}, std::int64_t{0}, std::int64_t{1}, std::int64_t{63}})
+            for (const std::int64_t bad :
+                 {std::int64_t{-1}, INT64_MIN, INT64_MAX, std::int64_t{1} << 31, std::int64_t{1} << 32,
+                  std::int64_t{0x7fffffff}, std::int64_t{0}, std::int64_t{1}, std::int64_t{63}})
                 for (const std::size_t at : {std::size_t{0}, std::size_t{1}}) {
                     tensor_list tensors = s.tensors;
                     std::memcpy(tensors[i].bytes.data() + 8 * at, &bad, 8);
@@ -246,8 +268,12 @@ TEST_CASE("shapes and states that stand in tensors") {
                     CHECK(!attempt(tensors, s.config).failure.empty());
                 }
         }
-    const sample& bnb = *std::find_if(samples().begin(), samples().end(), [](const sample& s) { return s.name == "bnb_nf4_double_quant"; });
-    const auto at = static_cast<std::size_t>(std::find_if(bnb.tensors.begin(), bnb.tensors.end(), [](const auto& t) { return t.name.find("quant_state") != std::string::npos; }) - bnb.tensors.begin());
+    const sample& bnb = *std::find_if(samples().begin(), samples().end(),
+                                      [](const sample& s) { return s.name == "bnb_nf4_double_quant"; });
+    const auto at = static_cast<std::size_t>(
+        std::find_if(bnb.tensors.begin(), bnb.tensors.end(),
+                     [](const auto& t) { return t.name.find("quant_state") != std::string::npos; }) -
+        bnb.tensors.begin());
     const auto* first = reinterpret_cast<const char*>(bnb.tensors[at].bytes.data());
     const nlohmann::json good = nlohmann::json::parse(first, first + bnb.tensors[at].bytes.size());
     const auto refused = [&](const std::string& text) {
@@ -263,22 +289,29 @@ TEST_CASE("shapes and states that stand in tensors") {
         nlohmann::json j = good;
         j.erase(key);
         if (std::string_view(key) != "nested_blocksize") refused(j.dump());  // without it the u8 absmax is at fault
-        for (const nlohmann::json& bad : {nlohmann::json(), nlohmann::json("x"), nlohmann::json(-1), nlohmann::json(0), nlohmann::json(0xffffffffffffffffu), nlohmann::json(1e300), nlohmann::json({1, 2, 3}),
-                                          nlohmann::json({48, -384}), nlohmann::json({0x7fffffff, 0x7fffffff}), nlohmann::json({0x7fffffff, 0}), nlohmann::json(63)}) {
+        for (const nlohmann::json& bad :
+             {nlohmann::json(), nlohmann::json("x"), nlohmann::json(-1), nlohmann::json(0),
+              nlohmann::json(0xffffffffffffffffu), nlohmann::json(1e300), nlohmann::json({1, 2, 3}),
+              nlohmann::json({48, -384}), nlohmann::json({0x7fffffff, 0x7fffffff}), nlohmann::json({0x7fffffff, 0}),
+              nlohmann::json(63)}) {
             j = good;
             j[key] = bad;
             if (std::string_view(key) == "nested_offset" && bad.is_number() && bad != 1e300) continue;
             refused(j.dump());
         }
     }
-    for (const std::string& text : {std::string(), std::string("{"), std::string("[]"), std::string("null"), std::string(70000, ' ') + good.dump(), std::string(60000, '['), good.dump() + "x", std::string("\xff\xfe")})
+    for (const std::string& text :
+         {std::string(), std::string("{"), std::string("[]"), std::string("null"),
+          std::string(70000, ' ') + good.dump(), std::string(60000, '['), good.dump() + "x", std::string("\xff\xfe")})
         refused(text);
 }
 
 TEST_CASE("every bit of a header flipped, and every length of a file") {
     std::size_t tried = 0;
     for (const sample& s : samples()) {
-        if (s.name.find("odd") == std::string::npos && s.name != "gptoss_mxfp4" && s.name != "gptq_2bit_g32_sym_actorder" && s.name != "ct_nvfp4" && s.name != "hqq_1bit_g32_axis0") continue;
+        if (s.name.find("odd") == std::string::npos && s.name != "gptoss_mxfp4" &&
+            s.name != "gptq_2bit_g32_sym_actorder" && s.name != "ct_nvfp4" && s.name != "hqq_1bit_g32_axis0")
+            continue;
         std::string file = serialize(s.tensors);
         std::uint64_t header = 0;
         std::memcpy(&header, file.data(), 8);
@@ -290,7 +323,8 @@ TEST_CASE("every bit of a header flipped, and every length of a file") {
                 ++tried;
             }
         for (std::size_t size = 0; size < file.size(); ++size) {
-            const std::unique_ptr<char[]> exact(new char[size]);  // so that the address sanitizer sees one byte too many
+            const std::unique_ptr<char[]> exact(
+                new char[size]);  // so that the address sanitizer sees one byte too many
             std::memcpy(exact.get(), file.data(), size);
             const outcome now = attempt_bytes({exact.get(), size}, s.config);
             if (now.failure.empty()) FAIL(s.name << " of " << size << " bytes is read");
@@ -301,10 +335,14 @@ TEST_CASE("every bit of a header flipped, and every length of a file") {
 
 TEST_CASE("quantization configs") {
     const auto parse = [](const std::string& text) { return nibble::io::layouts::parse_quantization_config(text); };
-    for (const char* text : {"", "[]", "null", "{", R"({"bits": "4"})", R"({"bits": 4.0})", R"({"bits": 0})", R"({"bits": 17})", R"({"bits": 4, "group_size": -2})", R"({"bits": 4, "group_size": 4294967296})",
-                             R"({"bits": 4, "group_size": 18446744073709551615})", R"({"quant_method": 3})", R"({"quant_method": "fp8", "weight_block_size": 128})",
-                             R"({"quant_method": "fp8", "weight_block_size": [128]})", R"({"quant_method": "fp8", "weight_block_size": [0, 128]})", R"({"desc_act": "yes"})", R"({"axis": -1})",
-                             R"({"config_groups": {"group_0": {"weights": {"num_bits": "x"}}}})"}) {
+    for (const char* text :
+         {"", "[]", "null", "{", R"({"bits": "4"})", R"({"bits": 4.0})", R"({"bits": 0})", R"({"bits": 17})",
+          R"({"bits": 4, "group_size": -2})", R"({"bits": 4, "group_size": 4294967296})",
+          R"({"bits": 4, "group_size": 18446744073709551615})", R"({"quant_method": 3})",
+          R"({"quant_method": "fp8", "weight_block_size": 128})",
+          R"({"quant_method": "fp8", "weight_block_size": [128]})",
+          R"({"quant_method": "fp8", "weight_block_size": [0, 128]})", R"({"desc_act": "yes"})", R"({"axis": -1})",
+          R"({"config_groups": {"group_0": {"weights": {"num_bits": "x"}}}})"}) {
         INFO(text);
         const auto c = parse(text);
         CHECK(!c);
@@ -320,31 +358,46 @@ TEST_CASE("quantization configs") {
     const auto message = [&](const sample& s, const std::string& config) { return attempt(s.tensors, config).failure; };
     CHECK(message(gptq, "{}").find("GPTQ or AWQ") != std::string::npos);
     CHECK(message(gptq, R"({"quant_method": "fancy"})").find("fancy") != std::string::npos);
-    CHECK(message(gptq, R"({"bits": 4, "group_size": 128, "checkpoint_format": "marlin"})").find("marlin") != std::string::npos);
-    for (const char* config : {R"({"bits": 8, "group_size": 128})", R"({"bits": 3, "group_size": 128})", R"({"bits": 5, "group_size": 128})", R"({"bits": 4, "group_size": 64})", R"({"bits": 4, "group_size": 0})",
-                               R"({"bits": 4, "group_size": -1})", R"({"w_bit": 4, "q_group_size": 128})", R"({"quant_method": "awq", "version": "exotic"})", R"({"quant_method": "awq", "bits": 8})"}) {
+    CHECK(message(gptq, R"({"bits": 4, "group_size": 128, "checkpoint_format": "marlin"})").find("marlin") !=
+          std::string::npos);
+    for (const char* config :
+         {R"({"bits": 8, "group_size": 128})", R"({"bits": 3, "group_size": 128})", R"({"bits": 5, "group_size": 128})",
+          R"({"bits": 4, "group_size": 64})", R"({"bits": 4, "group_size": 0})", R"({"bits": 4, "group_size": -1})",
+          R"({"w_bit": 4, "q_group_size": 128})", R"({"quant_method": "awq", "version": "exotic"})",
+          R"({"quant_method": "awq", "bits": 8})"}) {
         INFO(config);
         CHECK(message(gptq, config) != "");
     }
     const sample& ct = *config_of("ct_pack_int4_g32_asym");
     CHECK(message(ct, "{}").find("config_groups") != std::string::npos);
-    const auto two = [](const char* a, const char* b) { return std::string(R"({"config_groups":{"a":{"weights":)") + a + R"(},"b":{"weights":)" + b + "}}}"; };
-    const char *right = R"({"num_bits":4,"type":"int","strategy":"group","group_size":32,"symmetric":false})", *other = R"({"num_bits":8,"type":"int","strategy":"channel"})";
+    const auto two = [](const char* a, const char* b) {
+        return std::string(R"({"config_groups":{"a":{"weights":)") + a + R"(},"b":{"weights":)" + b + "}}}";
+    };
+    const char *right = R"({"num_bits":4,"type":"int","strategy":"group","group_size":32,"symmetric":false})",
+               *other = R"({"num_bits":8,"type":"int","strategy":"channel"})";
     CHECK(message(ct, two(right, other)) == "");
     CHECK(message(ct, two(other, right)) == "");
     CHECK(message(ct, two(right, right)) == "");
     CHECK(message(ct, two(other, other)) != "");
     CHECK(message(*config_of("deepseek_fp8_block"), R"({"quant_method":"fp8","weight_block_size":[64,128]})") != "");
-    CHECK(message(*config_of("hqq_4bit_g64_axis1"), R"({"quant_method":"hqq","nbits":4,"group_size":32,"axis":1})") != "");
-    CHECK(message(*config_of("hqq_4bit_g64_axis1"), R"({"quant_method":"hqq","nbits":8,"group_size":64,"axis":1})") != "");
-    CHECK(message(*config_of("hqq_4bit_g64_axis1"), R"({"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":4,"group_size":64,"axis":1}}})") == "");
+    CHECK(message(*config_of("hqq_4bit_g64_axis1"), R"({"quant_method":"hqq","nbits":4,"group_size":32,"axis":1})") !=
+          "");
+    CHECK(message(*config_of("hqq_4bit_g64_axis1"), R"({"quant_method":"hqq","nbits":8,"group_size":64,"axis":1})") !=
+          "");
+    CHECK(
+        message(
+            *config_of("hqq_4bit_g64_axis1"),
+            R"({"quant_method":"hqq","quant_config":{"weight_quant_params":{"nbits":4,"group_size":64,"axis":1}}})") ==
+        "");
 }
 
 TEST_CASE("folders, shards and indices") {
     const scratch_folder scratch;
     const fs::path folder = scratch.path() / "model";
     fs::create_directory(folder);
-    const auto write = [&](const std::string& name, const std::string& text) { std::ofstream(folder / name, std::ios::binary) << text; };
+    const auto write = [&](const std::string& name, const std::string& text) {
+        std::ofstream(folder / name, std::ios::binary) << text;
+    };
     const auto refused = [&](const std::string& part) {
         const auto model = open_checkpoint(folder);
         REQUIRE(!model);
@@ -354,7 +407,8 @@ TEST_CASE("folders, shards and indices") {
     refused("0 .safetensors files");
     CHECK(!open_checkpoint(scratch.path() / "missing"));
     CHECK(!open_checkpoint(scratch.path() / "missing.safetensors"));
-    const sample& s = *std::find_if(samples().begin(), samples().end(), [](const sample& x) { return x.name == "gptq_4bit_g128_sym"; });
+    const sample& s = *std::find_if(samples().begin(), samples().end(),
+                                    [](const sample& x) { return x.name == "gptq_4bit_g128_sym"; });
     const outcome before = attempt(s.tensors, s.config);
     tensor_list a, b;
     nlohmann::json map;
@@ -366,7 +420,9 @@ TEST_CASE("folders, shards and indices") {
     write("b.safetensors", serialize(b));
     write("quantize_config.json", s.config);
     refused("2 .safetensors files");
-    const auto index_of = [](const nlohmann::json& m) { return nlohmann::json{{"metadata", {{"total_size", 1}}}, {"weight_map", m}}.dump(); };
+    const auto index_of = [](const nlohmann::json& m) {
+        return nlohmann::json{{"metadata", {{"total_size", 1}}}, {"weight_map", m}}.dump();
+    };
     const std::string index_name = "model.safetensors.index.json";
     write(index_name, index_of(map));
     {
@@ -378,7 +434,8 @@ TEST_CASE("folders, shards and indices") {
         CHECK(!model.value().load("model.layers.0"));
         CHECK(!model.value().load(99));
     }
-    for (const char* name : {"../a.safetensors", "/etc/passwd", "..", ".", "", "x/../a.safetensors", "c:a.safetensors", "a\\b", "a\nb"}) {
+    for (const char* name :
+         {"../a.safetensors", "/etc/passwd", "..", ".", "", "x/../a.safetensors", "c:a.safetensors", "a\\b", "a\nb"}) {
         nlohmann::json bad = map;
         bad[s.tensors[0].name] = name;
         write(index_name, index_of(bad));

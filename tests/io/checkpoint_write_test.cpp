@@ -54,7 +54,9 @@ void check_bytes(const std::string& name, const tensors& written, const std::vec
     }
 }
 
-[[nodiscard]] linear load(const std::string& name, std::size_t i = 0) { return open_checkpoint(golden(name)).value().load(i).value(); }
+[[nodiscard]] linear load(const std::string& name, std::size_t i = 0) {
+    return open_checkpoint(golden(name)).value().load(i).value();
+}
 [[nodiscard]] std::string first_layer(const std::string& name) {
     const auto model = open_checkpoint(golden(name));
     return model.value().layers()[0].name;
@@ -71,11 +73,13 @@ void check_bytes(const std::string& name, const tensors& written, const std::vec
 }
 
 [[nodiscard]] bool same_bits(const Eigen::MatrixXf& a, const Eigen::MatrixXf& b) {
-    return a.rows() == b.rows() && a.cols() == b.cols() && std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * 4) == 0;
+    return a.rows() == b.rows() && a.cols() == b.cols() &&
+           std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * 4) == 0;
 }
 
 /// Written to a folder with a config, opened and decoded again: the same weights, in the same structure.
-void check_round_trip(const linear& layer, const tensors& written, const std::string& config, const std::string& layout, bool same_structure = true) {
+void check_round_trip(const linear& layer, const tensors& written, const std::string& config, const std::string& layout,
+                      bool same_structure = true) {
     if (!written) FAIL(written.failure().message);
     const scratch_folder folder;
     REQUIRE(st::write(folder.path() / "model.safetensors", written.value(), {{"format", "pt"}}));
@@ -102,16 +106,19 @@ void check_round_trip(const linear& layer, const tensors& written, const std::st
 }  // namespace
 
 TEST_CASE("matrices of other libraries become their bytes again") {
-    for (const char* name : {"gptq_2bit_g32_sym_actorder", "gptq_3bit_g32_sym", "gptq_4bit_channel_sym", "gptq_4bit_g128_sym",
-                             "gptq_4bit_g32_asym_actorder", "gptq_4bit_g32_asym_zero0", "gptq_8bit_g128_asym"})
+    for (const char* name :
+         {"gptq_2bit_g32_sym_actorder", "gptq_3bit_g32_sym", "gptq_4bit_channel_sym", "gptq_4bit_g128_sym",
+          "gptq_4bit_g32_asym_actorder", "gptq_4bit_g32_asym_zero0", "gptq_8bit_g128_asym"})
         check_bytes(name, layouts::gptq::pack(first_layer(name), load(name)));
-    for (const char* name : {"awq_gemm_g128", "awq_gemm_g32"}) check_bytes(name, layouts::awq::pack(first_layer(name), load(name).weight), {".bias"});
+    for (const char* name : {"awq_gemm_g128", "awq_gemm_g32"})
+        check_bytes(name, layouts::awq::pack(first_layer(name), load(name).weight), {".bias"});
     check_bytes("bnb_nf4", layouts::bitsandbytes::pack(first_layer("bnb_nf4"), load("bnb_nf4").weight, "float16"));
-    check_bytes("bnb_nf4_double_quant", layouts::bitsandbytes::pack(first_layer("bnb_nf4_double_quant"), load("bnb_nf4_double_quant").weight));
+    check_bytes("bnb_nf4_double_quant",
+                layouts::bitsandbytes::pack(first_layer("bnb_nf4_double_quant"), load("bnb_nf4_double_quant").weight));
     check_bytes("bnb_fp4", layouts::bitsandbytes::pack(first_layer("bnb_fp4"), load("bnb_fp4").weight, "float32"));
-    for (const char* name : {"ct_pack_int2_g64_asym", "ct_pack_int3_g32_sym", "ct_pack_int4_channel_asym", "ct_pack_int4_g128_sym",
-                             "ct_pack_int4_g32_asym", "ct_pack_int6_channel_asym_odd", "ct_pack_int8_channel_sym", "ct_fp8_block",
-                             "ct_fp8_channel", "ct_fp8_tensor"})
+    for (const char* name : {"ct_pack_int2_g64_asym", "ct_pack_int3_g32_sym", "ct_pack_int4_channel_asym",
+                             "ct_pack_int4_g128_sym", "ct_pack_int4_g32_asym", "ct_pack_int6_channel_asym_odd",
+                             "ct_pack_int8_channel_sym", "ct_fp8_block", "ct_fp8_channel", "ct_fp8_tensor"})
         check_bytes(name, layouts::compressed_tensors::pack(first_layer(name), load(name).weight));
     for (const char* name : {"deepseek_fp8_block", "deepseek_fp8_block_ue8m0", "fp8_per_tensor"})
         check_bytes(name, layouts::fp8::pack(first_layer(name), load(name).weight), {"input_scale"});
@@ -121,7 +128,8 @@ TEST_CASE("matrices of other libraries become their bytes again") {
 
 TEST_CASE("GPTQ: matrices quantized here") {
     const Eigen::MatrixXf w = weights(64, 160);
-    for (const char* name : {"int4_zero_g128", "int4_g128", "int4_g32", "q4_0", "q8_0", "int2_zero_g32", "int3_zero_g64"}) {
+    for (const char* name :
+         {"int4_zero_g128", "int4_g128", "int4_g32", "q4_0", "q8_0", "int2_zero_g32", "int3_zero_g64"}) {
         INFO(name);
         const linear layer{nibble::quantize(w, name), {}, {}};
         check_round_trip(layer, layouts::gptq::pack("a.b", layer), layouts::gptq::config_of(layer), "gptq");
@@ -158,15 +166,18 @@ TEST_CASE("AWQ, compressed-tensors and FP8: matrices quantized here") {
         const linear layer{nibble::quantize(w, name), {}, {}};
         check_round_trip(layer, layouts::awq::pack("x", layer.weight), layouts::awq::config_of(layer.weight), "awq");
     }
-    for (const char* name : {"int4_zero_g128", "int8_g32", "int6_g64", "int5_g64", "int3_zero_g64", "int2_zero_g32", "int8_per_channel", "int8_zero_point", "q5_0"}) {
+    for (const char* name : {"int4_zero_g128", "int8_g32", "int6_g64", "int5_g64", "int3_zero_g64", "int2_zero_g32",
+                             "int8_per_channel", "int8_zero_point", "q5_0"}) {
         INFO(name);
         const linear layer{nibble::quantize(w, name), {}, {}};
-        check_round_trip(layer, layouts::compressed_tensors::pack("x", layer.weight), layouts::compressed_tensors::config_of(layer.weight), "compressed-tensors");
+        check_round_trip(layer, layouts::compressed_tensors::pack("x", layer.weight),
+                         layouts::compressed_tensors::config_of(layer.weight), "compressed-tensors");
     }
     for (const char* name : {"fp8_per_channel", "fp8_per_tensor", "fp8_block128"}) {
         INFO(name);
         const linear layer{nibble::quantize(weights(144, 160), name), {}, {}};
-        check_round_trip(layer, layouts::compressed_tensors::pack("x", layer.weight), layouts::compressed_tensors::config_of(layer.weight), "fp8");
+        check_round_trip(layer, layouts::compressed_tensors::pack("x", layer.weight),
+                         layouts::compressed_tensors::config_of(layer.weight), "fp8");
         check_round_trip(layer, layouts::fp8::pack("x", layer.weight), layouts::fp8::config_of(layer.weight), "fp8");
     }
     const linear e5m2{nibble::quantize(w, "fp8_e5m2_per_channel"), {}, {}};
@@ -178,7 +189,8 @@ TEST_CASE("bitsandbytes: matrices quantized here") {
         INFO(name);
         for (const auto& [rows, cols] : {std::pair<extent, extent>{40, 192}, {1, 100}, {3, 64}}) {
             const linear layer{nibble::quantize(weights(rows, cols), name), {}, {}};
-            check_round_trip(layer, layouts::bitsandbytes::pack("x", layer.weight), layouts::bitsandbytes::config_of(layer.weight), "bitsandbytes-4bit");
+            check_round_trip(layer, layouts::bitsandbytes::pack("x", layer.weight),
+                             layouts::bitsandbytes::config_of(layer.weight), "bitsandbytes-4bit");
         }
     }
 }
@@ -188,7 +200,8 @@ TEST_CASE("NVFP4 and MXFP4: matrices quantized here") {
     int exact_ones = 0;
     for (unsigned seed = 0; seed < 12; ++seed) {
         const linear layer{nibble::quantize(weights(32, 96, seed), "nvfp4"), {}, {}};
-        check_round_trip(layer, layouts::nvfp4::pack("x", layer.weight, flavor::modelopt), layouts::nvfp4::config_of(flavor::modelopt), "nvfp4");
+        check_round_trip(layer, layouts::nvfp4::pack("x", layer.weight, flavor::modelopt),
+                         layouts::nvfp4::config_of(flavor::modelopt), "nvfp4");
         bool exact = false;
         const tensors written = layouts::nvfp4::pack("x", layer.weight, flavor::compressed_tensors, &exact);
         exact_ones += exact ? 1 : 0;
@@ -203,7 +216,8 @@ TEST_CASE("NVFP4 and MXFP4: matrices quantized here") {
         for (extent n = 0; n < 32; ++n) {
             for (extent k = 0; k < 96; ++k) CHECK(back.value().weight.code(n, k) == layer.weight.code(n, k));
             for (extent g = 0; g < 6; ++g) {
-                const auto a = std::bit_cast<std::int32_t>(back.value().weight.scale(n, g)), b = std::bit_cast<std::int32_t>(layer.weight.scale(n, g));
+                const auto a = std::bit_cast<std::int32_t>(back.value().weight.scale(n, g)),
+                           b = std::bit_cast<std::int32_t>(layer.weight.scale(n, g));
                 CHECK(std::abs(a - b) <= 2);
             }
         }
@@ -220,7 +234,8 @@ TEST_CASE("NVFP4 and MXFP4: matrices quantized here") {
         CHECK(!layouts::mxfp4::unpack(views[0], views[1], nullptr, -1));
     }
     // A tensor scale that is a power of two divides and multiplies alike.
-    nibble::qmatrix_builder out(1, 16, nibble::fp4_e2m1::format, nibble::scales::e4m3_f32, offset_kind::none, per_group{16});
+    nibble::qmatrix_builder out(1, 16, nibble::fp4_e2m1::format, nibble::scales::e4m3_f32, offset_kind::none,
+                                per_group{16});
     out.set_tensor_scale(0.25f);
     out.set_scale(0, 0, 0x35);
     bool exact = false;
@@ -238,7 +253,8 @@ TEST_CASE("row blocks are written as the matrices that they are") {
     const qmatrix tiled = nibble::quantize(weights(144, 160), "fp8_block128");
     CHECK(!layouts::fp8::pack("x", tiled.row_block(16, 32)));
     const linear tail{tiled.row_block(128, 16), {}, {}};
-    check_round_trip(tail, layouts::compressed_tensors::pack("x", tail.weight), layouts::compressed_tensors::config_of(tail.weight), "fp8");
+    check_round_trip(tail, layouts::compressed_tensors::pack("x", tail.weight),
+                     layouts::compressed_tensors::config_of(tail.weight), "fp8");
 }
 
 TEST_CASE("what a layout cannot hold is refused, and the message says what it can") {
@@ -250,18 +266,22 @@ TEST_CASE("what a layout cannot hold is refused, and the message says what it ca
     };
     const Eigen::MatrixXf w = weights(32, 64);
     const auto q = [&](const char* name) { return nibble::quantize(w, name); };
-    for (const char* name : {"nf4", "int4_min_g64", "q4_k", "int6_g64", "int8_per_channel", "int8_per_tensor", "mxfp4", "bf16", "ternary_twn", "binary_g128"}) {
+    for (const char* name : {"nf4", "int4_min_g64", "q4_k", "int6_g64", "int8_per_channel", "int8_per_tensor", "mxfp4",
+                             "bf16", "ternary_twn", "binary_g128"}) {
         INFO(name);
         refused(layouts::gptq::pack("x", {q(name), {}, {}}));
         refused(layouts::awq::pack("x", q(name)));
     }
-    for (const char* name : {"af4", "iq4_nl", "int4_g64", "mxfp4", "q4_k"}) refused(layouts::bitsandbytes::pack("x", q(name)));
+    for (const char* name : {"af4", "iq4_nl", "int4_g64", "mxfp4", "q4_k"})
+        refused(layouts::bitsandbytes::pack("x", q(name)));
     refused(layouts::bitsandbytes::pack("x", nibble::quantize(weights(3, 100), "nf4")));
-    for (const char* name : {"nf4", "int4_min_g64", "q4_k", "int8_per_tensor", "fp8_e5m2_per_channel", "mxfp8", "tq2_0", "bf16"})
+    for (const char* name :
+         {"nf4", "int4_min_g64", "q4_k", "int8_per_tensor", "fp8_e5m2_per_channel", "mxfp8", "tq2_0", "bf16"})
         refused(layouts::compressed_tensors::pack("x", q(name)));
     refused(layouts::compressed_tensors::pack("x", nibble::quantize(weights(3, 100), "int4_g32")));
     for (const char* name : {"int8_per_channel", "mxfp8", "nf4", "bf16"}) refused(layouts::fp8::pack("x", q(name)));
-    for (const char* name : {"nvfp4_ggml", "mxfp4", "int4_g32"}) refused(layouts::nvfp4::pack("x", q(name), layouts::nvfp4::flavor::modelopt));
+    for (const char* name : {"nvfp4_ggml", "mxfp4", "int4_g32"})
+        refused(layouts::nvfp4::pack("x", q(name), layouts::nvfp4::flavor::modelopt));
     for (const char* name : {"nvfp4", "mxfp8", "int4_g32"}) {
         const qmatrix m = q(name);
         refused(layouts::mxfp4::pack("x", std::span(&m, 1)));

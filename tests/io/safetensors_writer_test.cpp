@@ -19,7 +19,8 @@ namespace fs = std::filesystem;
 namespace st = nibble::io::safetensors;
 using nibble::errc;
 
-[[nodiscard]] st::tensor_data make(const std::string& name, st::dtype type, std::vector<std::uint64_t> shape, unsigned seed = 1) {
+[[nodiscard]] st::tensor_data make(const std::string& name, st::dtype type, std::vector<std::uint64_t> shape,
+                                   unsigned seed = 1) {
     st::tensor_data t{name, type, std::move(shape), {}};
     std::uint64_t bits = st::bits_of(type);
     for (const std::uint64_t d : t.shape) bits *= d;
@@ -58,7 +59,8 @@ TEST_CASE("every dtype, odd names and metadata come back as they were") {
     const fs::path path = folder.path() / "all.safetensors";
     std::vector<st::tensor_data> tensors;
     unsigned seed = 0;
-    for (const auto& d : st::detail::dtypes) tensors.push_back(make(std::string("x.").append(d.name), d.type, {3, 4, 2}, ++seed));
+    for (const auto& d : st::detail::dtypes)
+        tensors.push_back(make(std::string("x.").append(d.name), d.type, {3, 4, 2}, ++seed));
     tensors.push_back(make("scalar", st::dtype::f64, {}));
     tensors.push_back(make("empty", st::dtype::f32, {0, 5}));
     tensors.push_back(make("quote\" back\\slash \n tab\t \xc3\xa4", st::dtype::u8, {7}));
@@ -87,8 +89,8 @@ TEST_CASE("every dtype, odd names and metadata come back as they were") {
 
 TEST_CASE("tensors are aligned for their type") {
     const scratch_folder folder;
-    std::vector<st::tensor_data> tensors = {make("a", st::dtype::u8, {3}), make("b", st::dtype::f64, {1}), make("c", st::dtype::f16, {3}),
-                                            make("d", st::dtype::f32, {5})};
+    std::vector<st::tensor_data> tensors = {make("a", st::dtype::u8, {3}), make("b", st::dtype::f64, {1}),
+                                            make("c", st::dtype::f16, {3}), make("d", st::dtype::f32, {5})};
     REQUIRE(st::write(folder.path() / "f", tensors));
     const auto file = st::open(folder.path() / "f");
     for (const st::tensor& t : file.value().tensors()) CHECK(t.offset % (st::bits_of(t.type) / 8) == 0);
@@ -103,7 +105,8 @@ TEST_CASE("what cannot be written is refused, and nothing is touched") {
         CHECK(s.code() == code);
         CHECK(entries(folder.path()) == 0);
     };
-    refused({make("a", st::dtype::u8, {1}), make("b", st::dtype::u8, {1}), make("a", st::dtype::f32, {1})}, errc::invalid_argument);
+    refused({make("a", st::dtype::u8, {1}), make("b", st::dtype::u8, {1}), make("a", st::dtype::f32, {1})},
+            errc::invalid_argument);
     refused({make("__metadata__", st::dtype::u8, {1})}, errc::invalid_argument);
     refused({make("\xff\xfe", st::dtype::u8, {1})}, errc::invalid_argument);
     refused({make("a", st::dtype::u8, {1})}, errc::invalid_argument, {{"k", "\xc3"}});

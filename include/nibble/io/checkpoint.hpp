@@ -39,6 +39,7 @@
 #include "layouts/fp8.hpp"
 #include "layouts/gptq.hpp"
 #include "layouts/hqq.hpp"
+#include "layouts/llm_int8.hpp"
 #include "layouts/mxfp4.hpp"
 #include "layouts/nvfp4.hpp"
 #include "layouts/plain.hpp"
@@ -48,10 +49,10 @@ namespace nibble::inline NIBBLE_ABI::io {
 
 /// One linear layer of a checkpoint.
 struct layer_info {
-    std::string name;       ///< without ".weight"; an expert of gpt-oss has its number behind it: "...gate_up_proj[3]"
+    std::string name;  ///< without ".weight"; an expert of gpt-oss has its number behind it: "...gate_up_proj[3]"
     const char* layout = "";  ///< "gptq", "fp8", "plain", ...: the table above
-    index rows = 0;         ///< N
-    index cols = 0;         ///< K
+    index rows = 0;           ///< N
+    index cols = 0;           ///< K
 };
 
 struct checkpoint_options {
@@ -76,7 +77,8 @@ struct layer_source {
 }  // namespace detail
 
 class checkpoint;
-[[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path, const checkpoint_options& options = {});
+[[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path,
+                                                        const checkpoint_options& options = {});
 [[nodiscard]] inline result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options);
 
 /// An open checkpoint. Moving it moves no bytes.
@@ -99,9 +101,12 @@ public:
     [[nodiscard]] result<linear> load(std::size_t i) const;
     /// The layer of that name.
     [[nodiscard]] result<linear> load(std::string_view name) const {
-        const auto at = std::lower_bound(layers_.begin(), layers_.end(), name, [](const layer_info& l, std::string_view n) { return l.name < n; });
+        const auto at = std::lower_bound(layers_.begin(), layers_.end(), name,
+                                         [](const layer_info& l, std::string_view n) { return l.name < n; });
         if (at == layers_.end() || at->name != name)
-            return failure{errc::not_found, "checkpoint: no layer " + detail::quoted(name) + " among " + std::to_string(layers_.size()), 0};
+            return failure{errc::not_found,
+                           "checkpoint: no layer " + detail::quoted(name) + " among " + std::to_string(layers_.size()),
+                           0};
         return load(static_cast<std::size_t>(at - layers_.begin()));
     }
 
@@ -109,7 +114,9 @@ private:
     friend class checkpoint_reader;
     using kind = detail::layer_source::kind;
 
-    [[nodiscard]] const safetensors::tensor* part(const std::string& base, const char* suffix) const noexcept { return find(base + suffix); }
+    [[nodiscard]] const safetensors::tensor* part(const std::string& base, const char* suffix) const noexcept {
+        return find(base + suffix);
+    }
     [[nodiscard]] result<linear> load_tensors(const detail::layer_source& source) const;
     [[nodiscard]] result<linear> load_integers(const std::string& base) const;
     [[nodiscard]] result<linear> load_fp8(const std::string& base) const;
@@ -126,7 +133,8 @@ private:
 
 inline result<linear> checkpoint::load(std::size_t i) const {
     if (i >= layers_.size())
-        return failure{errc::out_of_range, "checkpoint: layer " + std::to_string(i) + " of " + std::to_string(layers_.size()), 0};
+        return failure{errc::out_of_range,
+                       "checkpoint: layer " + std::to_string(i) + " of " + std::to_string(layers_.size()), 0};
     auto layer = load_tensors(sources_[i]);
     if (layer) return layer;
     failure why = layer.failure();
@@ -149,22 +157,29 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
             if (const std::string name = need({".qweight", ".qzeros", ".scales"}); !name.empty()) return missing(name);
             const index group = config_.group_size == 0 ? index{-1} : config_.group_size;
             if (source.what == kind::awq)
-                return layouts::awq::unpack(*part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), bias, {group, config_.format == "gemv"});
-            return layouts::gptq::unpack(*part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), part(x, ".g_idx"), bias,
-                                         {config_.bits == 0 ? 4 : config_.bits, group, config_.format == "gptq_v2", config_.act_order});
+                return layouts::awq::unpack(*part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), bias,
+                                            {group, config_.format == "gemv"});
+            return layouts::gptq::unpack(
+                *part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), part(x, ".g_idx"), bias,
+                {config_.bits == 0 ? 4 : config_.bits, group, config_.format == "gptq_v2", config_.act_order});
         }
         case kind::four_bit: {
             const auto* nf4 = part(x, ".weight.quant_state.bitsandbytes__nf4");
-            return layouts::bitsandbytes::unpack_four_bit({part(x, ".weight"), part(x, ".weight.absmax"), part(x, ".weight.quant_map"),
-                                                           nf4 != nullptr ? nf4 : part(x, ".weight.quant_state.bitsandbytes__fp4"),
-                                                           part(x, ".weight.nested_absmax"), part(x, ".weight.nested_quant_map"), bias});
+            return layouts::bitsandbytes::unpack_four_bit(
+                {part(x, ".weight"), part(x, ".weight.absmax"), part(x, ".weight.quant_map"),
+                 nf4 != nullptr ? nf4 : part(x, ".weight.quant_state.bitsandbytes__fp4"),
+                 part(x, ".weight.nested_absmax"), part(x, ".weight.nested_quant_map"), bias});
         }
-        case kind::int8: return layouts::bitsandbytes::unpack_int8(*part(x, ".weight"), *part(x, ".SCB"), part(x, ".weight_format"), bias);
+        case kind::int8:
+            return layouts::bitsandbytes::unpack_int8(*part(x, ".weight"), *part(x, ".SCB"), part(x, ".weight_format"),
+                                                      bias);
         case kind::integers: return load_integers(x);
         case kind::fp8: return load_fp8(x);
         case kind::nvfp4: {
             const bool divide = part(x, ".weight_packed") != nullptr;
-            if (const std::string name = divide ? need({".weight_scale", ".weight_global_scale"}) : need({".weight", ".weight_scale"}); !name.empty())
+            if (const std::string name =
+                    divide ? need({".weight_scale", ".weight_global_scale"}) : need({".weight", ".weight_scale"});
+                !name.empty())
                 return missing(name);
             return layouts::nvfp4::unpack(*part(x, divide ? ".weight_packed" : ".weight"), *part(x, ".weight_scale"),
                                           *part(x, divide ? ".weight_global_scale" : ".weight_scale_2"), bias, divide);
@@ -173,21 +188,28 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
             const auto* packed = part(x, ".weight_packed");
             const auto* scale = part(x, ".weight_scale");
             int bits = 8;  // 4 and 6 bits a code: 16 and 24 bytes to a scale
-            if (packed != nullptr) bits = packed->shape.size() == 2 && scale->shape.size() == 2 && packed->shape[1] / 24 == scale->shape[1] && packed->shape[1] % 24 == 0 ? 6 : 4;
+            if (packed != nullptr)
+                bits = packed->shape.size() == 2 && scale->shape.size() == 2 &&
+                               packed->shape[1] / 24 == scale->shape[1] && packed->shape[1] % 24 == 0
+                           ? 6
+                           : 4;
             return layouts::mxfp4::unpack_matrix(packed != nullptr ? *packed : *part(x, ".weight"), *scale, bias, bits);
         }
         case kind::experts: {
             const bool original = part(x, "_blocks") == nullptr;
-            return layouts::mxfp4::unpack(*part(x, original ? ".blocks" : "_blocks"), *part(x, original ? ".scales" : "_scales"),
+            return layouts::mxfp4::unpack(*part(x, original ? ".blocks" : "_blocks"),
+                                          *part(x, original ? ".scales" : "_scales"),
                                           part(x, original ? ".bias" : "_bias"), source.expert);
         }
         case kind::hqq: {
-            if (const std::string name = need({".W_q", ".scale", ".zero", ".shape"}); !name.empty()) return missing(name);
+            if (const std::string name = need({".W_q", ".scale", ".zero", ".shape"}); !name.empty())
+                return missing(name);
             layouts::detail::checks check("hqq");
             const auto [rows, cols] = layouts::compressed_tensors::detail::read_shape(*part(x, ".shape"), check);
             if (!check) return std::move(check).failure();
-            return layouts::hqq::unpack(*part(x, ".W_q"), *part(x, ".scale"), *part(x, ".zero"), bias,
-                                        {config_.bits == 0 ? 4 : config_.bits, config_.group_size, config_.axis, rows, cols});
+            return layouts::hqq::unpack(
+                *part(x, ".W_q"), *part(x, ".scale"), *part(x, ".zero"), bias,
+                {config_.bits == 0 ? 4 : config_.bits, config_.group_size, config_.axis, rows, cols});
         }
     }
     return missing(x);
@@ -198,13 +220,18 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
 inline result<linear> checkpoint::load_integers(const std::string& x) const {
     namespace ct = layouts::compressed_tensors;
     const auto* packed = part(x, ".weight_packed");
-    const ct::integer_tensors t{packed != nullptr ? packed : part(x, ".weight"), part(x, ".weight_scale"), part(x, ".weight_shape"),
-                                part(x, ".weight_zero_point"), part(x, ".weight_g_idx"), part(x, ".bias")};
+    const ct::integer_tensors t{packed != nullptr ? packed : part(x, ".weight"),
+                                part(x, ".weight_scale"),
+                                part(x, ".weight_shape"),
+                                part(x, ".weight_zero_point"),
+                                part(x, ".weight_g_idx"),
+                                part(x, ".bias")};
     if (t.scale == nullptr) return missing(x + ".weight_scale");
     std::vector<ct::config> candidates;
     for (const layouts::weight_scheme& s : config_.schemes)
         if (!s.floats) candidates.push_back({s.bits, s.tile, s.symmetric});
-    if (candidates.empty()) return failure{errc::not_found, "checkpoint: no config_groups say how many bits and which groups it has", 0};
+    if (candidates.empty())
+        return failure{errc::not_found, "checkpoint: no config_groups say how many bits and which groups it has", 0};
     std::optional<result<linear>> found;
     const ct::config* chosen = nullptr;
     for (const ct::config& c : candidates) {

@@ -67,7 +67,9 @@ public:
         while (!bytes.empty()) {
             const ::ssize_t n = ::write(fd_, bytes.data(), bytes.size() < most ? bytes.size() : most);
             if (n < 0 && errno == EINTR) continue;
-            if (n <= 0) return failed("cannot write", n < 0 ? io::detail::last_error() : std::make_error_code(std::errc::io_error));
+            if (n <= 0)
+                return failed("cannot write",
+                              n < 0 ? io::detail::last_error() : std::make_error_code(std::errc::io_error));
             bytes = bytes.subspan(static_cast<std::size_t>(n));
         }
         return {};
@@ -79,7 +81,8 @@ public:
 
     [[nodiscard]] status finish() {
 #if NIBBLE_HAS_MMAP
-        if (::fsync(fd_) != 0 && errno != EINVAL && errno != EROFS) return failed("cannot flush", io::detail::last_error());
+        if (::fsync(fd_) != 0 && errno != EINVAL && errno != EROFS)
+            return failed("cannot flush", io::detail::last_error());
         const int fd = std::exchange(fd_, -1);
         if (::close(fd) != 0) return failed("cannot close", io::detail::last_error());
 #else
@@ -147,8 +150,8 @@ private:
 }
 
 /// The header with its length, and the order of the tensors.
-[[nodiscard]] inline status make_header(std::span<const tensor> tensors, const metadata_map& metadata, std::string& header,
-                                        std::vector<std::size_t>& order) {
+[[nodiscard]] inline status make_header(std::span<const tensor> tensors, const metadata_map& metadata,
+                                        std::string& header, std::vector<std::size_t>& order) {
     order.resize(tensors.size());
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
@@ -175,7 +178,11 @@ private:
         const auto name = json_text(t.name);
         if (!name.has_value()) return not_text(t.name);
         header += header.size() == 1 ? "" : ",";
-        header.append(*name).append(":{\"dtype\":\"").append(name_of(t.type)).append("\",\"shape\":").append(shape_text(t.shape));
+        header.append(*name)
+            .append(":{\"dtype\":\"")
+            .append(name_of(t.type))
+            .append("\",\"shape\":")
+            .append(shape_text(t.shape));
         header.append(",\"data_offsets\":[").append(std::to_string(begin)).append(",");
         begin += t.bytes.size();
         header.append(std::to_string(begin)).append("]}");
@@ -188,7 +195,8 @@ private:
         return {errc::invalid_argument, "safetensors: tensor " + io::detail::quoted(*twice) + " is given twice"};
     header.append((8 - header.size() % 8) % 8, ' ');
     if (header.size() > read_limits{}.header_bytes)
-        return {errc::out_of_range, "safetensors: a header of " + std::to_string(header.size()) + " bytes; the format allows 100000000"};
+        return {errc::out_of_range,
+                "safetensors: a header of " + std::to_string(header.size()) + " bytes; the format allows 100000000"};
     std::string length;
     for (unsigned shift = 0; shift < 64; shift += 8) length += static_cast<char>(header.size() >> shift & 255);
     header.insert(0, length);

@@ -13,7 +13,7 @@
 // Zero points that are all 8 become codes without a zero point: the same weights. Source: AutoAWQ 0.2.9, awq/modules/linear.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::awq {
@@ -55,7 +55,8 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
                 std::uint32_t cell[panel_rows] = {};
                 for (index half = 0; half < 2 && 2 * p + half < words; ++half) {
                     std::uint32_t w[8];
-                    for (index k = 0; k < 8; ++k) w[k] = word_at(qweight.bytes.data(), (8 * b + k) * words + 2 * p + half);
+                    for (index k = 0; k < 8; ++k)
+                        w[k] = word_at(qweight.bytes.data(), (8 * b + k) * words + 2 * p + half);
                     transpose(w);
                     for (int i = 0; i < 8; ++i) cell[8 * half + i] = cell_word(w[nibble_of[i]]);
                 }
@@ -66,7 +67,8 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
 }  // namespace detail
 
 /// The layer in these tensors, exactly. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales, const tensor* bias, const config& c) {
+[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                           const tensor* bias, const config& c) {
     detail::checks check("awq");
     check.type(qweight, {dtype::i32});
     check.type(qzeros, {dtype::i32});
@@ -76,7 +78,8 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     const index cols = c.gemv ? words * 8 : check.dim(qweight, 0);
     const index rows = c.gemv ? check.dim(qweight, 0) : words * 8;
     if (c.group_size < -1 || c.group_size == 0 || c.group_size > 0x7fffffff)
-        check.fail(errc::malformed, "a group_size of " + std::to_string(c.group_size) + "; expected -1 or 1 to 2^31 - 1");
+        check.fail(errc::malformed,
+                   "a group_size of " + std::to_string(c.group_size) + "; expected -1 or 1 to 2^31 - 1");
     if (!check) return std::move(check).failure();
     const index size = c.group_size == -1 ? (std::max)(index{1}, cols) : c.group_size;
     const index groups = detail::ceil_div(cols, size);
@@ -90,27 +93,34 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     if (!check) return std::move(check).failure();
 
     const auto zero = [&](index n, index g) {
-        return c.gemv ? detail::get_field(qzeros.bytes.data() + 4 * n * zero_words, 1, 4, g) : detail::interleaved(qzeros, zero_words, g, n);
+        return c.gemv ? detail::get_field(qzeros.bytes.data() + 4 * n * zero_words, 1, 4, g)
+                      : detail::interleaved(qzeros, zero_words, g, n);
     };
     bool symmetric = true;
     for (index g = 0; g < groups && symmetric; ++g)
         for (index n = 0; n < rows && symmetric; ++n) symmetric = zero(n, g) == int4::format.zero_code;
     const bool words_fit = detail::by_words(4, cols, size);
-    qmatrix_builder out(rows, cols, int4::format, detail::scheme_of(scales.type), symmetric ? offset_kind::none : offset_kind::zero_point,
-                        per_group{size}, {}, detail::initial(words_fit));
+    qmatrix_builder out(rows, cols, int4::format, detail::scheme_of(scales.type),
+                        symmetric ? offset_kind::none : offset_kind::zero_point, per_group{size}, {},
+                        detail::initial(words_fit));
     for (index g = 0; g < groups; ++g)
         for (index n = 0; n < rows; ++n) {
             out.set_scale(n, g, detail::bits_at(scales, c.gemv ? n * 8 * zero_words + g : g * rows + n));
             if (!symmetric) out.set_offset(n, g, zero(n, g));
         }
-    if (words_fit && c.gemv) detail::set_words<true>(out, [&](index n, index i) { return detail::word_at(qweight.bytes.data(), n * words + i); });
-    else if (words_fit) detail::set_interleaved(out, qweight, words);
-    else detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
-        for (index k = 0; k < cols; ++k)
-            for (index r = 0; r < count; ++r)
-                codes[r * cols + k] = static_cast<std::uint8_t>(c.gemv ? detail::get_field(qweight.bytes.data() + 4 * (first + r) * words, 1, 4, k)
-                                                                       : detail::interleaved(qweight, words, k, first + r));
-    });
+    if (words_fit && c.gemv)
+        detail::set_words<true>(out,
+                                [&](index n, index i) { return detail::word_at(qweight.bytes.data(), n * words + i); });
+    else if (words_fit)
+        detail::set_interleaved(out, qweight, words);
+    else
+        detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+            for (index k = 0; k < cols; ++k)
+                for (index r = 0; r < count; ++r)
+                    codes[r * cols + k] = static_cast<std::uint8_t>(
+                        c.gemv ? detail::get_field(qweight.bytes.data() + 4 * (first + r) * words, 1, 4, k)
+                               : detail::interleaved(qweight, words, k, first + r));
+        });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
@@ -123,7 +133,9 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     const bool takes = &m.format() == &int4::format && m.scheme().storage == scale_storage::f16 && detail::by_row(m) &&
                        (m.offset_type() == offset_kind::none || m.offset_type() == offset_kind::zero_point);
     if (!takes || m.rows() % 8 != 0 || m.cols() % m.group_size() != 0)
-        return detail::misfit("awq", m, "int4 codes, f16 scales, no offset or zero points, groups that divide the columns, and a multiple of 8 rows");
+        return detail::misfit("awq", m,
+                              "int4 codes, f16 scales, no offset or zero points, groups that divide the columns, and a "
+                              "multiple of 8 rows");
     const index rows = m.rows(), cols = m.cols(), groups = m.groups();
     std::vector<tensor_data> out;
     out.push_back(detail::make_tensor(name + ".qweight", dtype::i32, {cols, rows / 8}));
@@ -144,7 +156,10 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
 
 /// The quantization_config that goes with pack(): JSON.
 [[nodiscard]] inline std::string config_of(const qmatrix& m) {
-    const nlohmann::json j = {{"quant_method", "awq"}, {"version", "gemm"}, {"bits", 4}, {"zero_point", true},
+    const nlohmann::json j = {{"quant_method", "awq"},
+                              {"version", "gemm"},
+                              {"bits", 4},
+                              {"zero_point", true},
                               {"group_size", m.groups() == 1 ? index{-1} : m.group_size()}};
     return j.dump();
 }

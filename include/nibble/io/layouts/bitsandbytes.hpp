@@ -1,4 +1,4 @@
-// bitsandbytes: 4 bits (NF4, FP4) with and without double quantization, and LLM.int8.
+// bitsandbytes, 4 bits: NF4 and FP4, with and without double quantization. (LLM.int8 is in llm_int8.hpp.)
 //
 //   4 bits, n = N K weights, blocks of B along the flattened matrix
 //   X                           U8 [(n + 1) / 2, 1] or the same bytes as BF16, F16 or F32: high nibble first
@@ -10,20 +10,16 @@
 //
 //   w = quant_map[code] * absmax,  absmax = f32(f32(nested_quant_map[u] * nested_absmax) + nested_offset)
 //
-//   LLM.int8
-//   weight I8 [N, K], SCB F32 [N], weight_format U8 [] (0)          w = code * f32(SCB / 127)
-//
 // Maps that are not the library's own tables become a codebook of the matrix (16 entries), or scales that are computed
 // here and stored as floats (nested). Blocks that cross rows, where B does not divide K, are cut at their common divisor,
-// each piece with the scale of its block; then nested scales are floats, too. All this is exact. LLM.int8 is, but for
-// the rounding of SCB / 127 (2^-24 relative): bitsandbytes multiplies twice.
+// each piece with the scale of its block; then nested scales are floats, too. All of it is exact.
 //
 // Source: bitsandbytes 0.50, functional.py (QuantState).
 #pragma once
 
 #include <nlohmann/json.hpp>
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::bitsandbytes {
@@ -56,7 +52,8 @@ struct state {
     check.shape(t, {check.dim(t, 0)});
     if (!check) return s;
     const auto* text = reinterpret_cast<const char*>(t.bytes.data());
-    const nlohmann::json j = t.bytes.size() > 65536 ? nlohmann::json() : nlohmann::json::parse(text, text + t.bytes.size(), nullptr, false);
+    const nlohmann::json j =
+        t.bytes.size() > 65536 ? nlohmann::json() : nlohmann::json::parse(text, text + t.bytes.size(), nullptr, false);
     if (!j.is_object()) return check.fail(errc::malformed, t, "expected a JSON object of at most 65536 bytes"), s;
     const auto whole = [&](const nlohmann::json& v) {
         return v.is_number_integer() && v >= 1 && v <= 0x7fffffff ? v.get<index>() : index{-1};
@@ -69,15 +66,16 @@ struct state {
     };
     s.block = number("blocksize");
     const auto shape = j.find("shape");
-    if (shape == j.end() || !shape->is_array() || shape->size() != 2 || !std::all_of(shape->begin(), shape->end(), [](const nlohmann::json& v) {
-            return v.is_number_integer() && v >= 0 && v <= 0x7fffffff;
-        }))
+    if (shape == j.end() || !shape->is_array() || shape->size() != 2 ||
+        !std::all_of(shape->begin(), shape->end(),
+                     [](const nlohmann::json& v) { return v.is_number_integer() && v >= 0 && v <= 0x7fffffff; }))
         return check.fail(errc::malformed, t, "expected \"shape\" of two integers below 2^31"), s;
     s.rows = (*shape)[0].get<index>();
     s.cols = (*shape)[1].get<index>();
     const auto type = j.find("quant_type");
     s.nf4 = type != j.end() && *type == "nf4";
-    if (!s.nf4 && !(type != j.end() && *type == "fp4")) check.fail(errc::unsupported, t, "expected \"quant_type\" nf4 or fp4");
+    if (!s.nf4 && !(type != j.end() && *type == "fp4"))
+        check.fail(errc::unsupported, t, "expected \"quant_type\" nf4 or fp4");
     if (!j.contains("nested_blocksize")) return s;
     s.nested_block = number("nested_blocksize");
     const auto offset = j.find("nested_offset");
@@ -94,7 +92,6 @@ NIBBLE_FP_BEGIN
     const float product = value * absmax;
     return product + offset;
 }
-[[nodiscard]] NIBBLE_NOINLINE inline float over_127(float scb) noexcept { return scb / 127.0f; }
 
 NIBBLE_FP_END
 
@@ -115,7 +112,8 @@ NIBBLE_FP_END
 [[nodiscard]] inline result<linear> unpack_four_bit(const four_bit_tensors& t) {
     detail::checks check("bitsandbytes");
     if (t.weight == nullptr || t.absmax == nullptr || t.quant_map == nullptr || t.quant_state == nullptr)
-        return failure{errc::not_found, "bitsandbytes: a layer of 4 bits has a weight, an absmax, a quant_map and a quant_state", 0};
+        return failure{errc::not_found,
+                       "bitsandbytes: a layer of 4 bits has a weight, an absmax, a quant_map and a quant_state", 0};
     const detail::state s = detail::read_state(*t.quant_state, check);
     const bool nested = s.nested_block != 0;
     check.matrix(s.rows, s.cols);
@@ -129,10 +127,13 @@ NIBBLE_FP_END
     const index blocks = detail::ceil_div(count, s.block);
     const auto whole = static_cast<std::uint64_t>((count + 1) / 2);
     if (t.weight->bytes.size() != whole || t.weight->elements() * (safetensors::bits_of(t.weight->type) / 8) != whole)
-        check.fail(errc::shape_mismatch, *t.weight, "expected " + std::to_string(whole) + " bytes for " + detail::numbers({s.rows, s.cols}) + " weights");
+        check.fail(
+            errc::shape_mismatch, *t.weight,
+            "expected " + std::to_string(whole) + " bytes for " + detail::numbers({s.rows, s.cols}) + " weights");
     check.shape(*t.absmax, {blocks});
     if (nested && (t.nested_absmax == nullptr || t.nested_quant_map == nullptr))
-        check.fail(errc::not_found, *t.quant_state, "it has a nested_blocksize, but there is no nested_absmax and nested_quant_map");
+        check.fail(errc::not_found, *t.quant_state,
+                   "it has a nested_blocksize, but there is no nested_absmax and nested_quant_map");
     if (nested && check) {
         check.type(*t.nested_absmax, {dtype::f32});
         check.shape(*t.nested_absmax, {detail::ceil_div(blocks, s.nested_block)});
@@ -152,95 +153,74 @@ NIBBLE_FP_END
     // Pieces of blocks that lie in one row and are equally long.
     const bool crossing = s.cols % s.block != 0 && s.rows > 1;
     const index piece = crossing ? std::gcd(s.cols, s.block) : s.block;
-    const bool keep_nested = nested && !crossing &&
-                             std::memcmp(t.nested_quant_map->bytes.data(), nibble::detail::signed_dynamic_map.values.data(), 1024) == 0;
+    const bool keep_nested =
+        nested && !crossing &&
+        std::memcmp(t.nested_quant_map->bytes.data(), nibble::detail::signed_dynamic_map.values.data(), 1024) == 0;
     scale_scheme scheme = keep_nested ? scales::double_quantized : scales::f32;
     if (keep_nested) scheme.span = s.nested_block;
     const bool words_fit = detail::by_words(4, s.cols, piece);
     bool builtin = false;
     const format_handle format = detail::format_of(*t.quant_map, builtin);
     const std::string name = builtin ? std::string(format->name).append(keep_nested ? "_double" : "") : std::string();
-    qmatrix_builder out(s.rows, s.cols, format, scheme, offset_kind::none, per_group{piece}, name, detail::initial(words_fit));
+    qmatrix_builder out(s.rows, s.cols, format, scheme, offset_kind::none, per_group{piece}, name,
+                        detail::initial(words_fit));
     const nibble::detail::fp_environment environment;
     for (index n = 0; n < s.rows; ++n) {
         for (index g = 0; g < out.layout().groups; ++g) {
             const index b = (n * s.cols + g * piece) / s.block;
-            std::uint32_t stored = nested ? std::to_integer<std::uint32_t>(t.absmax->bytes[static_cast<std::size_t>(b)]) : detail::bits_at(*t.absmax, b);
+            std::uint32_t stored = nested ? std::to_integer<std::uint32_t>(t.absmax->bytes[static_cast<std::size_t>(b)])
+                                          : detail::bits_at(*t.absmax, b);
             if (nested && !keep_nested) {
-                const float scale = detail::nested_scale(detail::float_at(*t.nested_quant_map, static_cast<index>(stored)),
-                                                         detail::float_at(*t.nested_absmax, b / s.nested_block), s.nested_offset);
+                const float scale =
+                    detail::nested_scale(detail::float_at(*t.nested_quant_map, static_cast<index>(stored)),
+                                         detail::float_at(*t.nested_absmax, b / s.nested_block), s.nested_offset);
                 stored = nibble::detail::bits_of(scale);
-                if (!nibble::detail::is_finite_bits(stored)) return check.fail_at(*t.absmax, b, "makes a scale of NaN or Inf"), std::move(check).failure();
+                if (!nibble::detail::is_finite_bits(stored))
+                    return check.fail_at(*t.absmax, b, "makes a scale of NaN or Inf"), std::move(check).failure();
             }
             out.set_scale(n, g, stored);
         }
     }
     if (keep_nested) {
-        for (index i = 0; i < static_cast<index>(t.nested_absmax->elements()); ++i) out.set_nested_absmax(i, detail::float_at(*t.nested_absmax, i));
+        for (index i = 0; i < static_cast<index>(t.nested_absmax->elements()); ++i)
+            out.set_nested_absmax(i, detail::float_at(*t.nested_absmax, i));
         out.set_tensor_scale(s.nested_offset);
     }
     const auto word = [&](index n, index i) {
         const std::uint32_t u = detail::word_at(t.weight->bytes.data() + n * s.cols / 2, i);
         return (u & 0x0f0f0f0fu) << 4 | (u >> 4 & 0x0f0f0f0fu);  // the high nibble comes first
     };
-    if (words_fit) detail::set_words<true>(out, word);
-    else detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
-        for (index i = 0; i < rows * s.cols; ++i) {
-            const index at = first * s.cols + i;
-            const auto byte = std::to_integer<unsigned>(t.weight->bytes[static_cast<std::size_t>(at / 2)]);
-            codes[i] = static_cast<std::uint8_t>(at % 2 == 0 ? byte >> 4 : byte & 15u);
-        }
-    });
+    if (words_fit)
+        detail::set_words<true>(out, word);
+    else
+        detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
+            for (index i = 0; i < rows * s.cols; ++i) {
+                const index at = first * s.cols + i;
+                const auto byte = std::to_integer<unsigned>(t.weight->bytes[static_cast<std::size_t>(at / 2)]);
+                codes[i] = static_cast<std::uint8_t>(at % 2 == 0 ? byte >> 4 : byte & 15u);
+            }
+        });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(t.bias, 0, s.rows, layer.bias);
     return layer;
 }
 
-/// A layer of LLM.int8. weight_format and bias may be null.
-[[nodiscard]] inline result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format, const tensor* bias) {
-    detail::checks check("bitsandbytes");
-    check.type(weight, {dtype::i8});
-    check.rank(weight, 2);
-    const index rows = check.dim(weight, 0);
-    const index cols = check.dim(weight, 1);
-    check.shape(weight, {rows, cols});
-    check.type(scb, {dtype::f32});
-    check.shape(scb, {rows});
-    check.finite(scb);
-    if (weight_format != nullptr) {
-        check.type(*weight_format, {dtype::u8});
-        if (check && weight_format->bytes.size() != 1) check.fail(errc::malformed, *weight_format, "expected one element");
-        if (check && weight_format->bytes[0] != std::byte{0})
-            check.fail(errc::unsupported, *weight_format, "expected format 0 (rows), found " + std::to_string(std::to_integer<int>(weight_format->bytes[0])));
-    }
-    detail::check_bias(check, bias, rows);
-    if (!check) return std::move(check).failure();
-    qmatrix_builder out(rows, cols, int8::format, scales::f32, offset_kind::none, per_channel{}, "llm_int8", detail::initial(detail::by_words(8, cols, 0)));
-    const nibble::detail::fp_environment environment;
-    for (index n = 0; n < rows; ++n)
-        for (index g = 0; g < out.layout().groups; ++g) out.set_scale(n, g, nibble::detail::bits_of(detail::over_127(detail::float_at(scb, n))));
-    const auto word = [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols, i) ^ 0x80808080u; };
-    if (detail::by_words(8, cols, 0)) detail::set_words<true>(out, word);
-    else detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
-        for (index i = 0; i < count * cols; ++i) codes[i] = static_cast<std::uint8_t>(detail::at<std::uint8_t>(weight, first * cols + i) ^ 0x80u);
-    });
-    linear layer;
-    layer.weight = std::move(out).finish();
-    detail::read_bias(bias, 0, rows, layer.bias);
-    return layer;
-}
-
 /// The tensors of a layer of 4 bits, named name.weight, name.weight.absmax and so on. Takes nf4 and fp4 with scales f32,
 /// f16, bf16 or double_quantized whose groups do not cross rows: K a multiple of the group, or one row. `dtype_name` is
 /// the type that bitsandbytes decodes to: "float32" gives it the values of this library.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m, const std::string& dtype_name = "bfloat16") {
+[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m,
+                                                           const std::string& dtype_name = "bfloat16") {
     const bool nested = m.scheme().storage == scale_storage::double_quantized;
     const bool named = &m.format() == &nf4::format || &m.format() == &fp4::format;
     const index block = m.group_size();
-    const bool takes = named && (nested || detail::is_direct(m.scheme().storage)) && detail::by_row(m) && (m.rows() <= 1 || m.cols() % block == 0) &&
+    const bool takes = named && (nested || detail::is_direct(m.scheme().storage)) && detail::by_row(m) &&
+                       (m.rows() <= 1 || m.cols() % block == 0) &&
                        !(nested && m.layout().first_row * m.groups() % m.scheme().span != 0);
-    if (!takes) return detail::misfit("bitsandbytes", m, "nf4 or fp4 codes, f32, f16, bf16 or double_quantized scales, groups that divide the columns");
+    if (!takes)
+        return detail::misfit(
+            "bitsandbytes", m,
+            "nf4 or fp4 codes, f32, f16, bf16 or double_quantized scales, groups that divide the columns");
     const index count = m.rows() * m.cols(), blocks = m.rows() * m.groups();
     const std::string weight = name + ".weight";
     std::vector<tensor_data> out;
@@ -256,7 +236,8 @@ NIBBLE_FP_END
         detail::put_bits(out[1], b, nested ? m.stored_scale(n, g) : nibble::detail::bits_of(m.scale(n, g)));
     }
     std::memcpy(out[2].bytes.data(), m.format().values, 64);
-    nlohmann::json state = {{"quant_type", m.format().name}, {"blocksize", block}, {"dtype", dtype_name}, {"shape", {m.rows(), m.cols()}}};
+    nlohmann::json state = {
+        {"quant_type", m.format().name}, {"blocksize", block}, {"dtype", dtype_name}, {"shape", {m.rows(), m.cols()}}};
     if (nested) {
         const index supers = detail::ceil_div(blocks, m.scheme().span);
         out.push_back(detail::make_tensor(weight + ".nested_absmax", dtype::f32, {supers}));
@@ -268,7 +249,8 @@ NIBBLE_FP_END
         state["nested_offset"] = static_cast<double>(m.tensor_scale());
     }
     const std::string text = state.dump();
-    out.push_back(detail::make_tensor(weight + ".quant_state.bitsandbytes__" + m.format().name, dtype::u8, {static_cast<index>(text.size())}));
+    out.push_back(detail::make_tensor(weight + ".quant_state.bitsandbytes__" + m.format().name, dtype::u8,
+                                      {static_cast<index>(text.size())}));
     std::memcpy(out.back().bytes.data(), text.data(), text.size());
     return out;
 }

@@ -11,7 +11,7 @@
 // Sources: DeepSeek-V3 inference/kernel.py; vLLM fp8, ModelOpt and AutoFP8 write the others.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::fp8 {
@@ -36,25 +36,33 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     const index r = tile.rows == 0 ? 1 : ceil_div(rows, tile.rows);
     const index c = tile.cols == 0 ? 1 : ceil_div(cols, tile.cols);
     const bool one = r == 1 && c == 1;
-    if (one && scales.shape.empty()) check.shape(scales, {});
-    else if (c == 1 && scales.shape.size() == 1) check.shape(scales, {r});
-    else check.shape(scales, {r, c});
+    if (one && scales.shape.empty())
+        check.shape(scales, {});
+    else if (c == 1 && scales.shape.size() == 1)
+        check.shape(scales, {r});
+    else
+        check.shape(scales, {r, c});
 }
 
 /// Bytes [N, K] with scales of tiles, any code format of 8 bits; `flip` is what turns a byte into a code. Checked before.
-[[nodiscard]] inline qmatrix make_tiled(const tensor& weight, const code_format& format, unsigned flip, const tensor& scales,
-                                        const scale_scheme& scheme, index rows, index cols, granularity tile) {
+[[nodiscard]] inline qmatrix make_tiled(const tensor& weight, const code_format& format, unsigned flip,
+                                        const tensor& scales, const scale_scheme& scheme, index rows, index cols,
+                                        granularity tile) {
     const bool words_fit = by_words(8, cols, tile.cols);
     qmatrix_builder out(rows, cols, format, scheme, offset_kind::none, tile, {}, initial(words_fit));
     const index columns = tile.cols == 0 ? 1 : ceil_div(cols, tile.cols);
     const auto stored = [&](index i) { return scheme.bits == 8 ? at<std::uint8_t>(scales, i) : bits_at(scales, i); };
     for (index n = 0; n < rows; ++n)
-        for (index g = 0; g < out.layout().groups; ++g) out.set_scale(n, g, stored((tile.rows == 0 ? 0 : n / tile.rows) * columns + g));
+        for (index g = 0; g < out.layout().groups; ++g)
+            out.set_scale(n, g, stored((tile.rows == 0 ? 0 : n / tile.rows) * columns + g));
     const auto word = [&](index n, index i) { return word_at(weight.bytes.data() + n * cols, i) ^ flip * 0x01010101u; };
-    if (words_fit) set_words<true>(out, word);
-    else set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
-        for (index i = 0; i < count * cols; ++i) codes[i] = static_cast<std::uint8_t>(at<std::uint8_t>(weight, first * cols + i) ^ flip);
-    });
+    if (words_fit)
+        set_words<true>(out, word);
+    else
+        set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+            for (index i = 0; i < count * cols; ++i)
+                codes[i] = static_cast<std::uint8_t>(at<std::uint8_t>(weight, first * cols + i) ^ flip);
+        });
     return std::move(out).finish();
 }
 
@@ -62,7 +70,8 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
 
 /// The layer in these tensors, exactly. `tile`: rows and columns that share a scale, 0 x 0 for one of all, 1 x 0 for one
 /// a row; without one, the shape of the scales says which of these two it is. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias, std::optional<granularity> tile = {}) {
+[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
+                                           std::optional<granularity> tile = {}) {
     detail::checks check("fp8");
     check.type(weight, {dtype::f8_e4m3, dtype::f8_e5m2, dtype::f8_e4m3fnuz, dtype::f8_e5m2fnuz});
     check.type(scales, detail::float_types);
@@ -100,10 +109,14 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     const index tiles = detail::ceil_div(m.rows(), tile.rows);
     std::vector<tensor_data> out;
     out.push_back(detail::make_tensor(name + ".weight", type, {m.rows(), m.cols()}));
-    if (tensor_wide) out.push_back(detail::make_tensor(name + ".weight_scale", dtype::f32, {}));
-    else out.push_back(detail::make_tensor(name + (row_wide ? ".weight_scale" : ".weight_scale_inv"), dtype::f32, {tiles, row_wide ? 1 : m.groups()}));
+    if (tensor_wide)
+        out.push_back(detail::make_tensor(name + ".weight_scale", dtype::f32, {}));
+    else
+        out.push_back(detail::make_tensor(name + (row_wide ? ".weight_scale" : ".weight_scale_inv"), dtype::f32,
+                                          {tiles, row_wide ? 1 : m.groups()}));
     for (index n = 0; n < m.rows(); ++n)
-        for (index k = 0; k < m.cols(); ++k) detail::put(out[0], n * m.cols() + k, static_cast<std::uint8_t>(m.code(n, k)));
+        for (index k = 0; k < m.cols(); ++k)
+            detail::put(out[0], n * m.cols() + k, static_cast<std::uint8_t>(m.code(n, k)));
     for (index t = 0; t < tiles; ++t)
         for (index g = 0; g < m.groups(); ++g) detail::put(out[1], t * m.groups() + g, m.scale(t * tile.rows, g));
     return out;
@@ -114,7 +127,8 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     nlohmann::json j = {{"quant_method", "fp8"}, {"activation_scheme", "dynamic"}};
     j["fmt"] = m.format().mantissa_bits == 3 ? "e4m3" : "e5m2";
     const granularity tile = m.grouping();
-    if (!(m.groups() <= 1 && (tile.rows == 1 || tile.rows >= m.rows()))) j["weight_block_size"] = {tile.rows, tile.cols};
+    if (!(m.groups() <= 1 && (tile.rows == 1 || tile.rows >= m.rows())))
+        j["weight_block_size"] = {tile.rows, tile.cols};
     return j.dump();
 }
 

@@ -16,7 +16,7 @@
 // Sources: AutoGPTQ auto_gptq/nn_modules/qlinear, GPTQModel gptqmodel/nn_modules/qlinear.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::gptq {
@@ -38,7 +38,8 @@ using namespace layouts::detail;
     return bits == 2 ? 0x55555555u : bits == 4 ? 0x11111111u : 0x01010101u;
 }
 
-[[nodiscard]] inline unsigned zero_at(const tensor& qzeros, const config& c, index groups_row, index n, index cols) noexcept {
+[[nodiscard]] inline unsigned zero_at(const tensor& qzeros, const config& c, index groups_row, index n,
+                                      index cols) noexcept {
     const std::byte* row = qzeros.bytes.data() + 4 * groups_row * cols;
     if (c.v2) return get_field(row, 1, c.bits, n);
     if (c.bits == 3) return (get_field(row, 1, 3, n) + 1) & 7u;
@@ -48,11 +49,13 @@ using namespace layouts::detail;
 }
 
 /// The codes of rows [first, first + count): every word holds 32 / bits of one column, but for 3 bits.
-inline void read_codes(const tensor& qweight, int bits, index rows, index cols, index first, index count, std::uint8_t* codes) noexcept {
+inline void read_codes(const tensor& qweight, int bits, index rows, index cols, index first, index count,
+                       std::uint8_t* codes) noexcept {
     if (bits == 3) {
         for (index r = 0; r < count; ++r)
             for (index k = 0; k < cols; ++k)
-                codes[r * cols + k] = static_cast<std::uint8_t>(get_field(qweight.bytes.data() + 4 * (first + r), rows, 3, k));
+                codes[r * cols + k] =
+                    static_cast<std::uint8_t>(get_field(qweight.bytes.data() + 4 * (first + r), rows, 3, k));
         return;
     }
     const index per_word = 32 / bits;
@@ -72,14 +75,16 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
 }  // namespace detail
 
 /// The layer in these tensors, exactly. g_idx and bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales, const tensor* g_idx,
-                                           const tensor* bias, const config& c) {
+[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                           const tensor* g_idx, const tensor* bias, const config& c) {
     detail::checks check("gptq");
     if (c.bits != 2 && c.bits != 3 && c.bits != 4 && c.bits != 8)
         check.fail(errc::unsupported, "layers of " + std::to_string(c.bits) + " bits; there are 2, 3, 4 and 8");
     if (c.group_size < -1 || c.group_size == 0 || c.group_size > 0x7fffffff)
-        check.fail(errc::malformed, "a group_size of " + std::to_string(c.group_size) + "; expected -1 or 1 to 2^31 - 1");
-    if (c.act_order && g_idx == nullptr) check.fail(errc::not_found, qweight, "the config says desc_act, but there is no g_idx");
+        check.fail(errc::malformed,
+                   "a group_size of " + std::to_string(c.group_size) + "; expected -1 or 1 to 2^31 - 1");
+    if (c.act_order && g_idx == nullptr)
+        check.fail(errc::not_found, qweight, "the config says desc_act, but there is no g_idx");
     check.type(qweight, {dtype::i32});
     check.type(qzeros, {dtype::i32});
     check.type(scales, detail::float_types);
@@ -98,8 +103,9 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
         const index listed = check.dim(*g_idx, 0);
         check.shape(*g_idx, {listed});
         if (detail::ceil_div(listed * c.bits, 32) != words)
-            check.fail(errc::shape_mismatch, qweight, "expected " + std::to_string(detail::ceil_div(listed * c.bits, 32)) +
-                                                          " rows for the " + std::to_string(listed) + " columns of g_idx");
+            check.fail(errc::shape_mismatch, qweight,
+                       "expected " + std::to_string(detail::ceil_div(listed * c.bits, 32)) + " rows for the " +
+                           std::to_string(listed) + " columns of g_idx");
         cols = listed;
     } else if (words * 32 % c.bits != 0) {
         check.fail(errc::shape_mismatch, qweight, "expected a multiple of 3 rows");
@@ -108,23 +114,27 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     const index zero_words = detail::ceil_div(rows * c.bits, 32);
     check.shape(qweight, {words, rows});
     if (check && detail::ceil_div(cols, size) != groups)
-        check.fail(errc::shape_mismatch, scales, "expected " + std::to_string(detail::ceil_div(cols, size)) + " rows for " +
-                                                     std::to_string(cols) + " columns in groups of " + std::to_string(size));
+        check.fail(errc::shape_mismatch, scales,
+                   "expected " + std::to_string(detail::ceil_div(cols, size)) + " rows for " + std::to_string(cols) +
+                       " columns in groups of " + std::to_string(size));
     check.shape(scales, {groups, rows});
     check.shape(qzeros, {groups, zero_words});
     check.finite(scales);
     detail::check_bias(check, bias, rows);
     if (!check) return std::move(check).failure();
-    detail::column_runs runs = g_idx != nullptr ? detail::indexed_runs(*g_idx, cols, groups, check) : detail::plain_runs(cols, size);
+    detail::column_runs runs =
+        g_idx != nullptr ? detail::indexed_runs(*g_idx, cols, groups, check) : detail::plain_runs(cols, size);
     if (!check) return std::move(check).failure();
 
     const code_format& format = *detail::codes_of(c.bits).format;
     bool symmetric = true;
     for (index g = 0; g < groups && symmetric; ++g)
-        for (index n = 0; n < rows && symmetric; ++n) symmetric = detail::zero_at(qzeros, c, g, n, zero_words) == format.zero_code;
+        for (index n = 0; n < rows && symmetric; ++n)
+            symmetric = detail::zero_at(qzeros, c, g, n, zero_words) == format.zero_code;
     const bool words_fit = runs.permutation.empty() && detail::by_words(c.bits, cols, runs.size);
-    qmatrix_builder out(rows, cols, format, detail::scheme_of(scales.type), symmetric ? offset_kind::none : offset_kind::zero_point,
-                        per_group{runs.size}, {}, detail::initial(words_fit));
+    qmatrix_builder out(rows, cols, format, detail::scheme_of(scales.type),
+                        symmetric ? offset_kind::none : offset_kind::zero_point, per_group{runs.size}, {},
+                        detail::initial(words_fit));
     for (std::size_t j = 0; j < runs.group.size(); ++j) {
         const index g = runs.group[j];
         for (index n = 0; n < rows; ++n) {
@@ -133,7 +143,8 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
         }
     }
     if (words_fit)
-        detail::set_words<false>(out, [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); });
+        detail::set_words<false>(out,
+                                 [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); });
     else
         detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* codes) {
             detail::read_codes(qweight, c.bits, rows, cols, first, count, codes);
@@ -154,19 +165,25 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     const int bits = m.format().bits;
     const bool takes = m.format().decode == decode_class::integer && detail::codes_of(bits).format == &m.format() &&
                        (bits == 2 || bits == 3 || bits == 4 || bits == 8) && m.scheme().storage == scale_storage::f16 &&
-                       (m.offset_type() == offset_kind::none || m.offset_type() == offset_kind::zero_point) && detail::by_row(m);
+                       (m.offset_type() == offset_kind::none || m.offset_type() == offset_kind::zero_point) &&
+                       detail::by_row(m);
     if (!takes || m.rows() * bits % 32 != 0 || m.cols() * bits % 32 != 0)
-        return detail::misfit("gptq", m, "int2, int3, int4 or int8 codes, f16 scales, groups of one row, no offset or zero points, and "
-                                         "rows and columns that fill 32-bit words");
+        return detail::misfit(
+            "gptq", m,
+            "int2, int3, int4 or int8 codes, f16 scales, groups of one row, no offset or zero points, and "
+            "rows and columns that fill 32-bit words");
     const index rows = m.rows(), cols = m.cols(), groups = m.groups();
-    const auto input = [&](index j) { return layer.permutation.empty() ? j : layer.permutation[static_cast<std::size_t>(j)]; };
+    const auto input = [&](index j) {
+        return layer.permutation.empty() ? j : layer.permutation[static_cast<std::size_t>(j)];
+    };
     std::vector<tensor_data> out;
     out.push_back(detail::make_tensor(name + ".qweight", dtype::i32, {cols * bits / 32, rows}));
     out.push_back(detail::make_tensor(name + ".qzeros", dtype::i32, {groups, rows * bits / 32}));
     out.push_back(detail::make_tensor(name + ".scales", dtype::f16, {groups, rows}));
     out.push_back(detail::make_tensor(name + ".g_idx", dtype::i32, {cols}));
     for (index j = 0; j < cols; ++j) {
-        for (index n = 0; n < rows; ++n) detail::put_field(out[0].bytes.data() + 4 * n, rows, bits, input(j), m.code(n, j));
+        for (index n = 0; n < rows; ++n)
+            detail::put_field(out[0].bytes.data() + 4 * n, rows, bits, input(j), m.code(n, j));
         detail::put(out[3], input(j), static_cast<std::int32_t>(j / m.group_size()));
     }
     for (index g = 0; g < groups; ++g) {

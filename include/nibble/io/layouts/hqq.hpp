@@ -17,7 +17,7 @@
 // Source: hqq 0.2.8, core/quantize.py and core/bitpack.py.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::hqq {
@@ -51,25 +51,27 @@ struct packing {
 }  // namespace detail
 
 /// The layer in these tensors, exactly. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero, const tensor* bias, const config& c) {
+[[nodiscard]] inline result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
+                                           const tensor* bias, const config& c) {
     detail::checks check("hqq");
     constexpr index most = 0x7fffffff;
     check.matrix(c.rows, c.cols);
     if (c.bits != 1 && c.bits != 2 && c.bits != 3 && c.bits != 4 && c.bits != 8)
         check.fail(errc::unsupported, "codes of " + std::to_string(c.bits) + " bits; there are 1, 2, 3, 4 and 8");
     if (c.group_size < 0 || c.group_size > most || (c.axis != 0 && c.axis != 1))
-        check.fail(errc::malformed, "groups of " + std::to_string(c.group_size) + ", axis " +
-                                        std::to_string(c.axis));
+        check.fail(errc::malformed, "groups of " + std::to_string(c.group_size) + ", axis " + std::to_string(c.axis));
     if (!check) return std::move(check).failure();
     const index count = c.rows * c.cols;
     const index size = (std::max)(index{1}, c.group_size != 0 ? c.group_size : c.axis == 1 ? c.cols : c.rows);
     if (count % size != 0)
-        check.fail(errc::malformed, "groups of " + std::to_string(size) + " do not divide the " + std::to_string(count) + " weights");
+        check.fail(errc::malformed,
+                   "groups of " + std::to_string(size) + " do not divide the " + std::to_string(count) + " weights");
     const index height = c.axis == 1 ? count / size : size;  // R
     const index width = c.axis == 1 ? size : count / size;   // C
     const detail::packing packing = detail::packing::of(c.bits, height);
     if (c.bits != 3 && c.bits != 8 && height % (8 / c.bits) != 0)
-        check.fail(errc::malformed, std::to_string(height) + " rows of groups cannot be packed " + std::to_string(8 / c.bits) + " to a byte");
+        check.fail(errc::malformed, std::to_string(height) + " rows of groups cannot be packed " +
+                                        std::to_string(8 / c.bits) + " to a byte");
     check.type(w_q, {c.bits == 3 ? dtype::i32 : dtype::u8});
     check.shape(w_q, {packing.packed, width});
     for (const tensor* t : {&scale, &zero}) {
@@ -81,11 +83,16 @@ struct packing {
     if (!check) return std::move(check).failure();
 
     const bool crossing = c.axis == 1 && c.cols % size != 0 && c.rows > 1;
-    const index piece = c.axis == 0 ? (width == 1 ? (std::max)(index{1}, c.cols) : 1) : crossing ? std::gcd(c.cols, size) : size;
+    const index piece = c.axis == 0 ? (width == 1 ? (std::max)(index{1}, c.cols) : 1)
+                        : crossing  ? std::gcd(c.cols, size)
+                                    : size;
     const bool same_type = scale.type == zero.type;
     qmatrix_builder out(c.rows, c.cols, c.bits == 1 ? int2::format : *detail::codes_of(c.bits).format,
-                        same_type ? detail::scheme_of(scale.type) : scales::f32, offset_kind::float_zero, per_group{piece});
-    const auto stored = [&](const tensor& t, index i) { return same_type ? detail::bits_at(t, i) : nibble::detail::bits_of(detail::float_at(t, i)); };
+                        same_type ? detail::scheme_of(scale.type) : scales::f32, offset_kind::float_zero,
+                        per_group{piece});
+    const auto stored = [&](const tensor& t, index i) {
+        return same_type ? detail::bits_at(t, i) : nibble::detail::bits_of(detail::float_at(t, i));
+    };
     for (index n = 0; n < c.rows; ++n)
         for (index g = 0; g < out.layout().groups; ++g) {
             const index first = n * c.cols + g * piece;
@@ -98,7 +105,8 @@ struct packing {
         for (index i = 0; i < rows * c.cols; ++i) {
             const index r = (first * c.cols + i) / width, column = (first * c.cols + i) % width;
             const index at = r % packing.packed * width + column;
-            const std::uint32_t word = c.bits == 3 ? detail::at<std::uint32_t>(w_q, at) : detail::at<std::uint8_t>(w_q, at);
+            const std::uint32_t word =
+                c.bits == 3 ? detail::at<std::uint32_t>(w_q, at) : detail::at<std::uint8_t>(w_q, at);
             codes[i] = static_cast<std::uint8_t>((word >> packing.shift(r)) & mask);
         }
     });

@@ -23,7 +23,8 @@ struct linear {
 namespace detail {
 
 /// The rows of x in the order of the layer's columns: `storage` holds them, column-major.
-[[nodiscard]] inline const_view permuted(const linear& layer, const const_view& x, std::vector<unsigned char>& storage) {
+[[nodiscard]] inline const_view permuted(const linear& layer, const const_view& x,
+                                         std::vector<unsigned char>& storage) {
     if (layer.permutation.empty()) return x;
     const auto size = static_cast<std::size_t>(size_of(x.type));
     storage.resize(static_cast<std::size_t>(nibble::detail::checked_product(x.rows, x.cols)) * size);
@@ -73,7 +74,8 @@ inline void gemm(const linear& layer, const const_view& x, const output_view& y,
 
 /// W X + bias by value.
 template <eigen_expression X>
-[[nodiscard]] Eigen::Matrix<float, Eigen::Dynamic, X::ColsAtCompileTime> multiply(const linear& layer, const Eigen::DenseBase<X>& x,
+[[nodiscard]] Eigen::Matrix<float, Eigen::Dynamic, X::ColsAtCompileTime> multiply(const linear& layer,
+                                                                                  const Eigen::DenseBase<X>& x,
                                                                                   const gemm_options& options = {}) {
     Eigen::Matrix<float, Eigen::Dynamic, X::ColsAtCompileTime> y(layer.weight.rows(), x.cols());
     gemm(layer, eigen_view<X>(x).get(), output_of(y), options);
@@ -87,7 +89,8 @@ template <eigen_expression X>
     nibble::dequantize(layer.weight, writable_view(ordered));
     if (layer.permutation.empty()) return ordered;
     Eigen::MatrixXf out(ordered.rows(), ordered.cols());
-    for (std::size_t j = 0; j < layer.permutation.size(); ++j) out.col(layer.permutation[j]) = ordered.col(static_cast<index>(j));
+    for (std::size_t j = 0; j < layer.permutation.size(); ++j)
+        out.col(layer.permutation[j]) = ordered.col(static_cast<index>(j));
     return out;
 }
 

@@ -15,7 +15,7 @@
 // Sources: OCP Microscaling Formats 1.0; transformers integrations/mxfp4.py; compressed-tensors 0.20.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "fp8.hpp"
 #include "linear.hpp"
 
@@ -26,18 +26,23 @@ namespace detail {
 using namespace layouts::detail;
 
 /// Rows of packed codes of b = 4, 6 or 8 bits, K a multiple of 32, and their exponents.
-[[nodiscard]] inline qmatrix make(const std::byte* codes, const std::byte* exponents, const code_format& format, index rows, index cols,
-                                  std::string name) {
-    qmatrix_builder out(rows, cols, format, scales::e8m0, offset_kind::none, per_group{32}, std::move(name), initial(format.bits != 6));
+[[nodiscard]] inline qmatrix make(const std::byte* codes, const std::byte* exponents, const code_format& format,
+                                  index rows, index cols, std::string name) {
+    qmatrix_builder out(rows, cols, format, scales::e8m0, offset_kind::none, per_group{32}, std::move(name),
+                        initial(format.bits != 6));
     for (index n = 0; n < rows; ++n)
-        for (index g = 0; g < cols / 32; ++g) out.set_scale(n, g, std::to_integer<std::uint32_t>(exponents[n * (cols / 32) + g]));
-    if (format.bits != 6) set_words<true>(out, [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); });
-    else set_rows(out, {}, [&](index first, index count, std::uint8_t* to) {
-        for (index r = 0; r < count; ++r) {
-            const std::byte* row = codes + (first + r) * (cols * format.bits / 8);
-            for (index k = 0; k < cols; ++k) to[r * cols + k] = static_cast<std::uint8_t>(get_field(row, 1, format.bits, k));
-        }
-    });
+        for (index g = 0; g < cols / 32; ++g)
+            out.set_scale(n, g, std::to_integer<std::uint32_t>(exponents[n * (cols / 32) + g]));
+    if (format.bits != 6)
+        set_words<true>(out, [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); });
+    else
+        set_rows(out, {}, [&](index first, index count, std::uint8_t* to) {
+            for (index r = 0; r < count; ++r) {
+                const std::byte* row = codes + (first + r) * (cols * format.bits / 8);
+                for (index k = 0; k < cols; ++k)
+                    to[r * cols + k] = static_cast<std::uint8_t>(get_field(row, 1, format.bits, k));
+            }
+        });
     return std::move(out).finish();
 }
 
@@ -54,7 +59,8 @@ inline void check_exponents(checks& check, const tensor& t) {
 }
 
 /// One expert of a gpt-oss layer, exactly. bias may be null. Throws nothing; an expert that is not there is a failure.
-[[nodiscard]] inline result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias, index expert) {
+[[nodiscard]] inline result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
+                                           index expert) {
     detail::checks check("mxfp4");
     check.type(blocks, {dtype::u8});
     check.rank(blocks, 4);
@@ -73,23 +79,29 @@ inline void check_exponents(checks& check, const tensor& t) {
         check.fail(errc::out_of_range, blocks, "there is no expert " + std::to_string(expert));
     if (!check) return std::move(check).failure();
     linear layer;
-    layer.weight = detail::make(blocks.bytes.data() + expert * rows * groups * 16, scales.bytes.data() + expert * rows * groups, fp4_e2m1::format, rows,
-                                groups * 32, "mxfp4");
+    layer.weight =
+        detail::make(blocks.bytes.data() + expert * rows * groups * 16, scales.bytes.data() + expert * rows * groups,
+                     fp4_e2m1::format, rows, groups * 32, "mxfp4");
     detail::read_bias(bias, expert * rows, rows, layer.bias);
     return layer;
 }
 
 /// A layer of compressed-tensors, exactly: U8 with 4 or 6 bits a code, or bytes of FP8. bias may be null.
-[[nodiscard]] inline result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias, int bits) {
+[[nodiscard]] inline result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
+                                                  int bits) {
     detail::checks check("mxfp4");
     check.type(weight, {dtype::u8, dtype::f8_e4m3, dtype::f8_e5m2});
     check.rank(weight, 2);
     check.rank(scales, 2);
     const index rows = check.dim(weight, 0);
     const index cols = check.dim(scales, 1) * 32;
-    const code_format* format = bits == 4 ? &fp4_e2m1::format : bits == 6 ? &fp6_e2m3::format : fp8::detail::format_of(weight.type);
+    const code_format* format = bits == 4   ? &fp4_e2m1::format
+                                : bits == 6 ? &fp6_e2m3::format
+                                            : fp8::detail::format_of(weight.type);
     if (check && (format == nullptr || format->bits != bits || (weight.type == dtype::u8) != (bits < 8)))
-        check.fail(errc::malformed, weight, "expected U8 for codes of 4 or 6 bits, F8_E4M3 or F8_E5M2 for 8, not " + std::to_string(bits) + " bits");
+        check.fail(
+            errc::malformed, weight,
+            "expected U8 for codes of 4 or 6 bits, F8_E4M3 or F8_E5M2 for 8, not " + std::to_string(bits) + " bits");
     check.shape(weight, {rows, cols * bits / 8});
     check.shape(scales, {rows, cols / 32});
     detail::check_exponents(check, scales);
@@ -98,7 +110,10 @@ inline void check_exponents(checks& check, const tensor& t) {
     if (!check) return std::move(check).failure();
     linear layer;
     layer.weight = detail::make(weight.bytes.data(), scales.bytes.data(), *format, rows, cols,
-                                bits == 4 ? "mxfp4" : bits == 6 ? "mxfp6" : format == &fp8_e4m3::format ? "mxfp8" : "mxfp8_e5m2");
+                                bits == 4                     ? "mxfp4"
+                                : bits == 6                   ? "mxfp6"
+                                : format == &fp8_e4m3::format ? "mxfp8"
+                                                              : "mxfp8_e5m2");
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
@@ -109,15 +124,19 @@ inline void check_exponents(checks& check, const tensor& t) {
     if (experts.empty()) return failure{errc::invalid_argument, "mxfp4: no matrices", 0};
     const index rows = experts[0].rows(), cols = experts[0].cols();
     std::vector<tensor_data> out;
-    out.push_back(detail::make_tensor(name + "_blocks", dtype::u8, {static_cast<index>(experts.size()), rows, cols / 32, 16}));
-    out.push_back(detail::make_tensor(name + "_scales", dtype::u8, {static_cast<index>(experts.size()), rows, cols / 32}));
+    out.push_back(
+        detail::make_tensor(name + "_blocks", dtype::u8, {static_cast<index>(experts.size()), rows, cols / 32, 16}));
+    out.push_back(
+        detail::make_tensor(name + "_scales", dtype::u8, {static_cast<index>(experts.size()), rows, cols / 32}));
     for (std::size_t e = 0; e < experts.size(); ++e) {
         const qmatrix& m = experts[e];
         if (m.rows() != rows || m.cols() != cols)
-            return failure{errc::shape_mismatch, "mxfp4: expert 0 is " + nibble::detail::shape_text(rows, cols) + ", expert " + std::to_string(e) + " is " +
-                                                     nibble::detail::shape_text(m.rows(), m.cols()), 0};
-        if (&m.format() != &fp4_e2m1::format || m.scheme().storage != scale_storage::e8m0 || !detail::by_row(m) || cols % 32 != 0 ||
-            (m.group_size() != 32 && cols != 0))
+            return failure{errc::shape_mismatch,
+                           "mxfp4: expert 0 is " + nibble::detail::shape_text(rows, cols) + ", expert " +
+                               std::to_string(e) + " is " + nibble::detail::shape_text(m.rows(), m.cols()),
+                           0};
+        if (&m.format() != &fp4_e2m1::format || m.scheme().storage != scale_storage::e8m0 || !detail::by_row(m) ||
+            cols % 32 != 0 || (m.group_size() != 32 && cols != 0))
             return detail::misfit("mxfp4", m, "fp4_e2m1 codes, e8m0 scales, groups of 32 that divide the columns");
         const index base = static_cast<index>(e) * rows;
         for (index n = 0; n < rows; ++n) {
@@ -125,7 +144,8 @@ inline void check_exponents(checks& check, const tensor& t) {
                 std::byte& to = out[0].bytes[static_cast<std::size_t>(((base + n) * cols + k) / 2)];
                 to |= static_cast<std::byte>(m.code(n, k) << (4 * (k % 2)));
             }
-            for (index g = 0; g < m.groups(); ++g) detail::put(out[1], (base + n) * m.groups() + g, static_cast<std::uint8_t>(m.stored_scale(n, g)));
+            for (index g = 0; g < m.groups(); ++g)
+                detail::put(out[1], (base + n) * m.groups() + g, static_cast<std::uint8_t>(m.stored_scale(n, g)));
         }
     }
     return out;

@@ -13,7 +13,7 @@
 // Sources: TensorRT Model Optimizer; compressed-tensors 0.20.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::nvfp4 {
@@ -56,7 +56,8 @@ using byte_set = std::array<bool, 256>;
 }  // namespace detail
 
 /// The layer in these tensors, exactly. `divide`: the global scale is a divisor (compressed-tensors). bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global, const tensor* bias, bool divide) {
+[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global,
+                                           const tensor* bias, bool divide) {
     detail::checks check("nvfp4");
     check.type(weight, {dtype::u8});
     check.type(scales, {dtype::f8_e4m3});
@@ -68,12 +69,15 @@ using byte_set = std::array<bool, 256>;
     const index cols = groups * 16;
     check.shape(weight, {rows, cols / 2});
     check.shape(scales, {rows, groups});
-    if (global.shape.empty()) check.shape(global, {});
-    else check.shape(global, {1});
+    if (global.shape.empty())
+        check.shape(global, {});
+    else
+        check.shape(global, {1});
     check.finite(global);
     check.finite_codes(scales, fp8_e4m3::format);
     detail::check_bias(check, bias, rows);
-    if (check && divide && (detail::bits_at(global, 0) & 0x7fffffffu) == 0) check.fail_at(global, 0, "is 0, and a divisor");
+    if (check && divide && (detail::bits_at(global, 0) & 0x7fffffffu) == 0)
+        check.fail_at(global, 0, "is 0, and a divisor");
     if (!check) return std::move(check).failure();
 
     const nibble::detail::fp_environment environment;
@@ -81,20 +85,23 @@ using byte_set = std::array<bool, 256>;
     detail::byte_set used{};
     for (const std::byte b : scales.bytes) used[std::to_integer<unsigned>(b)] = true;
     const std::optional<float> factor = divide ? detail::replacement(used, given, false) : given;
-    qmatrix_builder out(rows, cols, fp4_e2m1::format, factor.has_value() ? scales::e4m3_f32 : scales::f32, offset_kind::none, per_group{16},
-                        factor.has_value() ? "nvfp4" : "", detail::initial(true));
+    qmatrix_builder out(rows, cols, fp4_e2m1::format, factor.has_value() ? scales::e4m3_f32 : scales::f32,
+                        offset_kind::none, per_group{16}, factor.has_value() ? "nvfp4" : "", detail::initial(true));
     if (factor.has_value()) out.set_tensor_scale(*factor);
     std::uint32_t scale[256];
     for (unsigned u = 0; u < 256; ++u)
-        scale[u] = nibble::detail::bits_of(divide ? detail::quotient(fp8_e4m3::decode(u), given) : detail::product(fp8_e4m3::decode(u), given));
+        scale[u] = nibble::detail::bits_of(divide ? detail::quotient(fp8_e4m3::decode(u), given)
+                                                  : detail::product(fp8_e4m3::decode(u), given));
     for (index n = 0; n < rows; ++n)
         for (index g = 0; g < groups; ++g) {
             const auto u = detail::at<std::uint8_t>(scales, n * groups + g);
             if (!nibble::detail::is_finite_bits(scale[u]))
-                return check.fail_at(scales, n * groups + g, "makes a scale of Inf with the global one"), std::move(check).failure();
+                return check.fail_at(scales, n * groups + g, "makes a scale of Inf with the global one"),
+                       std::move(check).failure();
             out.set_scale(n, g, factor.has_value() ? u : scale[u]);
         }
-    detail::set_words<true>(out, [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
+    detail::set_words<true>(out,
+                            [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
@@ -106,20 +113,26 @@ using byte_set = std::array<bool, 256>;
 /// there is none, the nearest, and scales differ by at most 2 units in the last place of a float (bfloat16, which these
 /// checkpoints decode to, has 2^16 of them in one of its own). `exact`, if given, says which it was.
 enum class flavor { modelopt, compressed_tensors };
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m, flavor kind, bool* exact = nullptr) {
-    const bool takes = &m.format() == &fp4_e2m1::format && m.scheme().storage == scale_storage::e4m3_f32 && detail::by_row(m) &&
-                       m.cols() % 16 == 0 && (m.group_size() == 16 || m.cols() == 0);
-    if (!takes) return detail::misfit("nvfp4", m, "fp4_e2m1 codes, e4m3_f32 scales, groups of 16 that divide the columns");
+[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m, flavor kind,
+                                                           bool* exact = nullptr) {
+    const bool takes = &m.format() == &fp4_e2m1::format && m.scheme().storage == scale_storage::e4m3_f32 &&
+                       detail::by_row(m) && m.cols() % 16 == 0 && (m.group_size() == 16 || m.cols() == 0);
+    if (!takes)
+        return detail::misfit("nvfp4", m, "fp4_e2m1 codes, e4m3_f32 scales, groups of 16 that divide the columns");
     const bool divide = kind == flavor::compressed_tensors;
     const index rows = m.rows(), cols = m.cols(), groups = m.groups();
     std::vector<tensor_data> out;
     out.push_back(detail::make_tensor(name + (divide ? ".weight_packed" : ".weight"), dtype::u8, {rows, cols / 2}));
     out.push_back(detail::make_tensor(name + ".weight_scale", dtype::f8_e4m3, {rows, groups}));
-    if (divide) out.push_back(detail::make_tensor(name + ".weight_global_scale", dtype::f32, {1}));
-    else out.push_back(detail::make_tensor(name + ".weight_scale_2", dtype::f32, {}));
+    if (divide)
+        out.push_back(detail::make_tensor(name + ".weight_global_scale", dtype::f32, {1}));
+    else
+        out.push_back(detail::make_tensor(name + ".weight_scale_2", dtype::f32, {}));
     detail::byte_set used{};
     for (index n = 0; n < rows; ++n) {
-        for (index k = 0; k < cols; ++k) out[0].bytes[static_cast<std::size_t>((n * cols + k) / 2)] |= static_cast<std::byte>(m.code(n, k) << (4 * (k % 2)));
+        for (index k = 0; k < cols; ++k)
+            out[0].bytes[static_cast<std::size_t>((n * cols + k) / 2)] |=
+                static_cast<std::byte>(m.code(n, k) << (4 * (k % 2)));
         for (index g = 0; g < groups; ++g) {
             const auto u = static_cast<std::uint8_t>(m.stored_scale(n, g));
             used[u] = true;
@@ -133,8 +146,10 @@ enum class flavor { modelopt, compressed_tensors };
         const std::optional<float> divisor = detail::replacement(used, global, true);
         same = divisor.has_value();
         global = same ? *divisor : detail::quotient(1.0f, global);
-        if (!nibble::detail::is_finite_bits(nibble::detail::bits_of(global)) || (nibble::detail::bits_of(global) & 0x7fffffffu) == 0)
-            return failure{errc::out_of_range, "nvfp4: the tensor scale has no finite inverse; the ModelOpt layout takes it", 0};
+        if (!nibble::detail::is_finite_bits(nibble::detail::bits_of(global)) ||
+            (nibble::detail::bits_of(global) & 0x7fffffffu) == 0)
+            return failure{errc::out_of_range,
+                           "nvfp4: the tensor scale has no finite inverse; the ModelOpt layout takes it", 0};
     }
     detail::put(out[2], 0, global);
     if (exact != nullptr) *exact = same;

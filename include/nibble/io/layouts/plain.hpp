@@ -1,7 +1,7 @@
 // Weights that are not quantized: F16 and BF16 as they are; F32 where one of the two holds every value.
 #pragma once
 
-#include "common.hpp"
+#include "codes.hpp"
 #include "linear.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
@@ -26,12 +26,17 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
         as_fp16 = as_fp16 && nibble::detail::bits_of(fp16_to_float(float_to_fp16(nibble::detail::float_of(u)))) == u;
     }
     if (!as_bf16 && !as_fp16)
-        return check.fail(errc::unsupported, weight, "a matrix holds F16 and BF16; quantize the tensor's view()"), std::move(check).failure();
-    qmatrix_builder out(rows, cols, as_bf16 ? bf16::format : fp16::format, scales::none, offset_kind::none, per_channel{});
+        return check.fail(errc::unsupported, weight, "a matrix holds F16 and BF16; quantize the tensor's view()"),
+               std::move(check).failure();
+    qmatrix_builder out(rows, cols, as_bf16 ? bf16::format : fp16::format, scales::none, offset_kind::none,
+                        per_channel{});
     for (index n = 0; n < rows; ++n)
         for (index k = 0; k < cols; ++k) {
             const std::uint32_t u = detail::bits_at(weight, n * cols + k);
-            out.set_code(n, k, weight.type != dtype::f32 ? u : as_bf16 ? u >> 16 : float_to_fp16(nibble::detail::float_of(u)));
+            out.set_code(n, k,
+                         weight.type != dtype::f32 ? u
+                         : as_bf16                 ? u >> 16
+                                                   : float_to_fp16(nibble::detail::float_of(u)));
         }
     linear layer;
     layer.weight = std::move(out).finish();

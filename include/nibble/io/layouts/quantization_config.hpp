@@ -19,14 +19,14 @@ struct weight_scheme {
 
 /// The parts of a quantization config that say how tensors are read.
 struct quantization_config {
-    std::string method;                 ///< quant_method; empty if there is none
-    std::string format;                 ///< of all weights: pack-quantized, gptq_v2, gemm, ...
-    int bits = 0;                       ///< 0: not said
-    index group_size = 0;               ///< 0: not said
-    int axis = 1;                       ///< HQQ
-    bool act_order = false;             ///< desc_act
-    std::optional<granularity> tile;    ///< weight_block_size
-    std::vector<weight_scheme> schemes; ///< config_groups
+    std::string method;                  ///< quant_method; empty if there is none
+    std::string format;                  ///< of all weights: pack-quantized, gptq_v2, gemm, ...
+    int bits = 0;                        ///< 0: not said
+    index group_size = 0;                ///< 0: not said
+    int axis = 1;                        ///< HQQ
+    bool act_order = false;              ///< desc_act
+    std::optional<granularity> tile;     ///< weight_block_size
+    std::vector<weight_scheme> schemes;  ///< config_groups
 };
 
 namespace detail {
@@ -91,10 +91,14 @@ private:
     s.floats = f.text("type") == "float";
     s.symmetric = f.flag("symmetric", true);
     const std::string strategy = f.text("strategy");
-    if (strategy == "tensor") s.tile = {0, 0};
-    else if (strategy == "channel") s.tile = {1, 0};
-    else if (strategy == "block") s.tile = f.tile("block_structure").value_or(granularity{128, 128});
-    else s.tile = {1, f.number("group_size", 1, 0)};  // group, tensor_group
+    if (strategy == "tensor")
+        s.tile = {0, 0};
+    else if (strategy == "channel")
+        s.tile = {1, 0};
+    else if (strategy == "block")
+        s.tile = f.tile("block_structure").value_or(granularity{128, 128});
+    else
+        s.tile = {1, f.number("group_size", 1, 0)};  // group, tensor_group
     return s;
 }
 
@@ -111,7 +115,11 @@ private:
     c.format = f.text("checkpoint_format");
     if (c.format.empty()) c.format = f.text("format");
     if (c.format.empty()) c.format = f.text("version");
-    if (c.method.empty()) c.method = f.find("w_bit") != nullptr ? "awq" : f.find("config_groups") != nullptr ? "compressed-tensors" : f.find("bits") != nullptr ? "gptq" : "";
+    if (c.method.empty())
+        c.method = f.find("w_bit") != nullptr           ? "awq"
+                   : f.find("config_groups") != nullptr ? "compressed-tensors"
+                   : f.find("bits") != nullptr          ? "gptq"
+                                                        : "";
     for (const char* key : {"bits", "w_bit", "nbits"})
         if (f.find(key) != nullptr) c.bits = static_cast<int>(f.number(key, 1, 0));
     for (const char* key : {"group_size", "q_group_size"})
@@ -120,7 +128,8 @@ private:
     c.act_order = f.flag("desc_act", false);
     c.tile = f.tile("weight_block_size");
     if (const nlohmann::json* nested = f.find("quant_config"); nested != nullptr) {  // HQQ of transformers
-        if (const nlohmann::json* weights = detail::fields(*nested, wrong).find("weight_quant_params"); weights != nullptr) {
+        if (const nlohmann::json* weights = detail::fields(*nested, wrong).find("weight_quant_params");
+            weights != nullptr) {
             const detail::fields w(*weights, wrong);
             c.bits = static_cast<int>(w.number("nbits", 1, c.bits));
             c.group_size = w.number("group_size", 1, c.group_size);
