@@ -671,15 +671,17 @@ NIBBLE_API qmatrix qmatrix_builder::finish() && {
     const bool known = m_.scheme_.storage == scale_storage::f32 || m_.scheme_.storage == scale_storage::f16 || m_.scheme_.storage == scale_storage::bf16;
     const bool by_groups = !known || !detail::is_finite_bits(detail::bits_of(largest));
     if (by_groups) largest = 0.0f;
-    float s[16], o[16];
+    constexpr index at_once = 16;
+    float s[16 * at_once], o[16 * at_once];
     for (index p = 0; p < l.panels && by_groups; ++p) {
-        for (index g = 0; g < l.groups; ++g) {
-            m_.expand_scales(p, g, 1, s, o);
-            for (int r = 0; r < 16; ++r) {
-                const float a = detail::magnitude(s[r]);
+        for (index g = 0; g < l.groups; g += at_once) {
+            const index count = (std::min)(at_once, l.groups - g);
+            m_.expand_scales(p, g, count, s, o);
+            for (index i = 0; i < 16 * count; ++i) {
+                const float a = detail::magnitude(s[i]);
                 largest = a > largest ? a : largest;
                 if (m_.offset_ == offset_kind::minimum) {
-                    const float b = detail::magnitude(o[r]) / value;
+                    const float b = detail::magnitude(o[i]) / value;
                     largest = b > largest ? b : largest;
                 }
             }

@@ -112,6 +112,56 @@ constexpr void set_lane(std::uint8_t* line, int bits, int lane, unsigned value) 
     }
 }
 
+// All 16 lanes at once, one value a byte: a plane of P bits takes the lanes 2P at a time, as one word of 2P bytes.
+
+template <class Word>
+inline const std::uint8_t* get_plane(const std::uint8_t* line, int done, std::uint8_t* values) noexcept {
+    constexpr int plane = sizeof(Word) / 2;
+    constexpr auto mask = static_cast<Word>(0x0101010101010101u * ((1u << plane) - 1));
+    Word stored;
+    std::memcpy(&stored, line, sizeof stored);
+    for (int i = 0; i < 8 / plane; ++i) {
+        Word word;
+        std::memcpy(&word, values + i * static_cast<int>(sizeof word), sizeof word);
+        word = static_cast<Word>(word | static_cast<Word>((stored >> (plane * i)) & mask) << done);
+        std::memcpy(values + i * static_cast<int>(sizeof word), &word, sizeof word);
+    }
+    return line + sizeof stored;
+}
+inline void get_line(const std::uint8_t* line, int bits, std::uint8_t* values) noexcept {
+    if (bits == 8) {
+        std::memcpy(values, line, 16);
+        return;
+    }
+    std::memset(values, 0, 16);
+    if ((bits & 4) != 0) line = get_plane<std::uint64_t>(line, 0, values);
+    if ((bits & 2) != 0) line = get_plane<std::uint32_t>(line, bits & 4, values);
+    if ((bits & 1) != 0) get_plane<std::uint16_t>(line, bits & 6, values);
+}
+
+template <class Word>
+inline std::uint8_t* set_plane(std::uint8_t* line, int done, const std::uint8_t* values) noexcept {
+    constexpr int plane = sizeof(Word) / 2;
+    constexpr auto mask = static_cast<Word>(0x0101010101010101u * ((1u << plane) - 1));
+    Word stored = 0;
+    for (int i = 0; i < 8 / plane; ++i) {
+        Word word;
+        std::memcpy(&word, values + i * static_cast<int>(sizeof word), sizeof word);
+        stored = static_cast<Word>(stored | static_cast<Word>((word >> done) & mask) << (plane * i));
+    }
+    std::memcpy(line, &stored, sizeof stored);
+    return line + sizeof stored;
+}
+inline void set_line(std::uint8_t* line, int bits, const std::uint8_t* values) noexcept {
+    if (bits == 8) {
+        std::memcpy(line, values, 16);
+        return;
+    }
+    if ((bits & 4) != 0) line = set_plane<std::uint64_t>(line, 0, values);
+    if ((bits & 2) != 0) line = set_plane<std::uint32_t>(line, bits & 4, values);
+    if ((bits & 1) != 0) set_plane<std::uint16_t>(line, bits & 6, values);
+}
+
 /// The signed dynamic map of bitsandbytes, 7 exponent levels, ascending. torch.linspace computes
 /// fma(step, i, start) in the first half and fma(-step, n - 1 - i, end) in the second; this does so in double, rounded
 /// once, which is what an fma is.

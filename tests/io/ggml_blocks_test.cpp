@@ -13,6 +13,7 @@
 #include "support/golden.hpp"
 #include "support/inspect.hpp"
 #include "support/reference_quantizers.hpp"
+#include "support/spawning.hpp"
 
 namespace ggml = nibble::io::ggml;
 using ggml::type;
@@ -496,4 +497,22 @@ TEST_CASE("scales that are not finite are refused, naming the block and the byte
     const std::vector<std::uint8_t> bf = {0x80, 0x3f, 0x80, 0x7f};  // 1, Inf
     CHECK(failure_of(type::bf16, bf, 1, 2).offset == 2);
     CHECK(contains(failure_of(type::bf16, bf, 1, 2).message, "(0, 1)"));
+}
+
+TEST_CASE("several threads unpack what one does, and name the first bad block", "[ggml][threads]") {
+    auto threads = nibble::make_executor(4, spawning{4});
+    for (const char* name : {"q4_0", "q6_k", "q4_k", "q8_0", "bf16"}) {
+        const nibble::qmatrix q = nibble::quantize(Eigen::MatrixXf::Random(100, 512), name);
+        const type t = *ggml::type_of(q);
+        auto bytes = ggml::pack(q, t).value();
+        CHECK(inspect::same(ggml::unpack(t, bytes, 100, 512, &threads).value(), q));
+        const auto row = static_cast<std::size_t>(ggml::row_bytes(t, 512));
+        for (const std::size_t n : {90u, 40u}) std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(n * row), row, std::uint8_t{0xff});
+        const auto one = ggml::unpack(t, bytes, 100, 512);
+        const auto many = ggml::unpack(t, bytes, 100, 512, &threads);
+        REQUIRE_FALSE(many.has_value());
+        CHECK(many.failure().message == one.failure().message);
+        CHECK(many.failure().offset == one.failure().offset);
+        CHECK(many.failure().message.find("40") != std::string::npos);
+    }
 }

@@ -422,3 +422,15 @@ TEST_CASE("set_row writes what set_code writes", "[qmatrix][layout]") {
             CHECK(wrong == 0);
         }
 }
+
+TEST_CASE("lines of 16 lanes are read and written as one by one", "[qmatrix][layout]") {
+    for (int bits = 1; bits <= 8; ++bits) {
+        std::uint8_t values[16], line[16] = {}, one_by_one[16] = {}, back[16];
+        for (int lane = 0; lane < 16; ++lane) values[lane] = static_cast<std::uint8_t>((lane * 53 + 29) & ((1 << bits) - 1));
+        nibble::detail::set_line(line, bits, values);
+        for (int lane = 0; lane < 16; ++lane) nibble::detail::set_lane(one_by_one, bits, lane, values[lane]);
+        CHECK(std::memcmp(line, one_by_one, sizeof line) == 0);
+        nibble::detail::get_line(line, bits, back);
+        CHECK(std::memcmp(back, values, sizeof back) == 0);
+    }
+}

@@ -20,158 +20,19 @@
 #include <span>
 #include <vector>
 
-#include "../formats/list.hpp"
+#include "../detail/dispatch.hpp"
+#include "../detail/fp_environment.hpp"
+#include "../executor.hpp"
 #include "../qmatrix.hpp"
+#include "ggml_types.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::ggml {
 
-// clang-format off
-/// Every tensor type of ggml with its number in GGUF files. Numbers that are missing belong to types ggml has removed.
-enum class type : std::uint32_t {
-    f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q5_0 = 6, q5_1 = 7, q8_0 = 8, q8_1 = 9,
-    q2_k = 10, q3_k = 11, q4_k = 12, q5_k = 13, q6_k = 14, q8_k = 15,
-    iq2_xxs = 16, iq2_xs = 17, iq3_xxs = 18, iq1_s = 19, iq4_nl = 20, iq3_s = 21, iq2_s = 22, iq4_xs = 23,
-    i8 = 24, i16 = 25, i32 = 26, i64 = 27, f64 = 28, iq1_m = 29, bf16 = 30, tq1_0 = 34, tq2_0 = 35,
-    mxfp4 = 39, nvfp4 = 40, q1_0 = 41, q2_0 = 42,
-};
-// clang-format on
-
 namespace detail {
 
-/// Where unsigned numbers of `bits` bits lie: 8 / bits of them share a byte, `width` bytes make a run. Number i of a
-/// run is in byte i % width, i / width places from the low end. Every bit field of ggml but two has this form.
-struct plane {
-    int at = 0;    // first byte
-    int bits = 0;  // 0: there is no such plane
-    int width = 1;
-};
-
-/// One tensor type.
-struct block_type {
-    type id;
-    const char* name;  // as ggml spells it
-    int elements;      // of a block
-    int bytes;
-    const code_format* format = nullptr;  // null: sizes are all that is known of it
-    scale_scheme scheme = scales::f16;
-    offset_kind offset = offset_kind::none;
-    int group = 0;                          // elements that share a scale
-    plane low = {}, high = {};              // codes: low | high << low.bits
-    plane scale_low = {}, scale_high = {};  // stored scales of the groups (then the minima, Q2_K)
-    int d_at = -1;                          // fp16 (Q8_K: fp32): the scale, or the super-scale
-    int m_at = -1;                          // fp16: the minimum, or the super-minimum
-    const char* matrix_name = "";           // of the qmatrix: the recipe with these bytes
-    unsigned flip = 0;                      // code = byte ^ flip: 80 makes a signed byte unsigned
-    unsigned scale_flip = 0;
-};
-
-/// The table below in short words.
-namespace table {
-inline constexpr scale_scheme none = scales::none, half = scales::f16, single = scales::f32, e8m0 = scales::e8m0, e4m3 = scales::e4m3;
-[[nodiscard]] constexpr scale_scheme with_sign(int bits, index span) noexcept {
-    return scales::two_level(bits, true, span);
-}
-[[nodiscard]] constexpr scale_scheme no_sign(int bits, index span) noexcept {
-    return scales::two_level(bits, false, span);
-}
-inline constexpr offset_kind plain = offset_kind::none, least = offset_kind::minimum;
-template <class F>
-inline constexpr const code_format* codes = &F::format;
-
-// clang-format off
-inline constexpr block_type types[] = {
-    // number, name, elements and bytes of a block, code format, scale scheme, offset, group,
-    //     planes of the codes (low, high) and of the stored scales (low, high), d, m, name of the matrix, flips
-    {type::f16,   "F16",      1,   2, codes<fp16>,           none,           plain,   1,
-     {},          {},           {},           {},           -1, -1, "fp16"},
-    {type::bf16,  "BF16",     1,   2, codes<nibble::bf16>,   none,           plain,   1,
-     {},          {},           {},           {},           -1, -1, "bf16"},
-    {type::q4_0,  "Q4_0",    32,  18, codes<int4>,           half,           plain,  32,
-     {2, 4, 16},  {},           {},           {},            0, -1, "q4_0"},
-    {type::q4_1,  "Q4_1",    32,  20, codes<int4>,           half,           least,  32,
-     {4, 4, 16},  {},           {},           {},            0,  2, "q4_1"},
-    {type::q5_0,  "Q5_0",    32,  22, codes<int5>,           half,           plain,  32,
-     {6, 4, 16},  {2, 1, 1},    {},           {},            0, -1, "q5_0"},
-    {type::q5_1,  "Q5_1",    32,  24, codes<int5>,           half,           least,  32,
-     {8, 4, 16},  {4, 1, 1},    {},           {},            0,  2, "q5_1"},
-    {type::q8_0,  "Q8_0",    32,  34, codes<int8>,           half,           plain,  32,
-     {2, 8, 32},  {},           {},           {},            0, -1, "q8_0", 0x80},
-    {type::q2_k,  "Q2_K",   256,  84, codes<int2>,           no_sign(4, 16), least,  16,
-     {16, 2, 32}, {},           {0, 4, 16},   {},           80, 82, "q2_k"},
-    {type::q3_k,  "Q3_K",   256, 110, codes<int3>,           with_sign(6, 16), plain,  16,
-     {32, 2, 32}, {0, 1, 32},   {96, 4, 8},   {104, 2, 4}, 108, -1, "q3_k"},
-    {type::q4_k,  "Q4_K",   256, 144, codes<int4>,           no_sign(6, 8),  least,  32,
-     {16, 4, 32}, {},           {},           {},            0,  2, "q4_k"},
-    {type::q5_k,  "Q5_K",   256, 176, codes<int5>,           no_sign(6, 8),  least,  32,
-     {48, 4, 32}, {16, 1, 32},  {},           {},            0,  2, "q5_k"},
-    {type::q6_k,  "Q6_K",   256, 210, codes<int6>,           with_sign(8, 16), plain,  16,
-     {0, 4, 64},  {128, 2, 32}, {192, 8, 16}, {},          208, -1, "q6_k", 0, 0x80},
-    {type::iq4_nl,"IQ4_NL",  32,  18, codes<nibble::iq4_nl>, half,           plain,  32,
-     {2, 4, 16},  {},           {},           {},            0, -1, "iq4_nl"},
-    {type::iq4_xs,"IQ4_XS", 256, 136, codes<nibble::iq4_nl>, with_sign(6, 8), plain,  32,
-     {8, 4, 16},  {},           {4, 4, 1},    {2, 2, 1},     0, -1, "iq4_xs"},
-    {type::tq1_0, "TQ1_0",  256,  54, codes<ternary>,        half,           plain, 256,
-     {},          {},           {},           {},           52, -1, "tq1_0"},
-    {type::tq2_0, "TQ2_0",  256,  66, codes<ternary>,        half,           plain, 256,
-     {0, 2, 32},  {},           {},           {},           64, -1, "tq2_0"},
-    {type::mxfp4, "MXFP4",   32,  17, codes<fp4_e2m1>,       e8m0,           plain,  32,
-     {1, 4, 16},  {},           {0, 8, 1},    {},           -1, -1, "mxfp4_ggml"},
-    {type::nvfp4, "NVFP4",   64,  36, codes<fp4_e2m1>,       e4m3,           plain,  16,
-     {4, 4, 8},   {},           {0, 8, 4},    {},           -1, -1, "nvfp4_ggml"},
-    {type::q1_0,  "Q1_0",   128,  18, codes<binary>,         half,           plain, 128,
-     {2, 1, 1},   {},           {},           {},            0, -1, "q1_0"},
-    {type::q2_0,  "Q2_0",    64,  18, codes<ternary>,        half,           plain,  64,
-     {2, 2, 1},   {},           {},           {},            0, -1, "q2_0"},
-    // Activations, read but not written: Q8_1 has the sum of its codes times the scale in the bytes left out, Q8_K the
-    // sums of 16 codes.
-    {type::q8_1,  "Q8_1",    32,  36, codes<int8>,           half,           plain,  32,
-     {4, 8, 32},  {},           {},           {},            0, -1, "q8_0", 0x80},
-    {type::q8_k,  "Q8_K",   256, 292, codes<int8>,           single,         plain, 256,
-     {4, 8, 256}, {},           {},           {},            0, -1, "q8_k", 0x80},
-    // Read by nobody here: numbers that are no weights, and codebooks of vectors.
-    {type::f32, "F32", 1, 4}, {type::f64, "F64", 1, 8}, {type::i8, "I8", 1, 1},
-    {type::i16, "I16", 1, 2}, {type::i32, "I32", 1, 4}, {type::i64, "I64", 1, 8},
-    {type::iq2_xxs, "IQ2_XXS", 256, 66}, {type::iq2_xs, "IQ2_XS", 256, 74}, {type::iq3_xxs, "IQ3_XXS", 256, 98},
-    {type::iq1_s, "IQ1_S", 256, 50},
-    {type::iq3_s, "IQ3_S", 256, 110}, {type::iq2_s, "IQ2_S", 256, 82}, {type::iq1_m, "IQ1_M", 256, 56},
-};
-// clang-format on
-}  // namespace table
-
-[[nodiscard]] constexpr const block_type* find(type t) noexcept {
-    for (const block_type& b : table::types)
-        if (b.id == t) return &b;
-    return nullptr;
-}
-
-}  // namespace detail
-
-/// Elements of a block, 0 for a number that is no type of ggml's.
-[[nodiscard]] constexpr index block_elements(type t) noexcept {
-    const detail::block_type* b = detail::find(t);
-    return b != nullptr ? b->elements : 0;
-}
-/// Bytes of a block, 0 for a number that is no type of ggml's.
-[[nodiscard]] constexpr index block_bytes(type t) noexcept {
-    const detail::block_type* b = detail::find(t);
-    return b != nullptr ? b->bytes : 0;
-}
-/// "Q4_K"; "?" for a number that is no type of ggml's.
-[[nodiscard]] constexpr const char* name(type t) noexcept {
-    const detail::block_type* b = detail::find(t);
-    return b != nullptr ? b->name : "?";
-}
-/// Whether unpack() knows the type. pack() knows the same but Q8_1 and Q8_K.
-[[nodiscard]] constexpr bool is_supported(type t) noexcept {
-    const detail::block_type* b = detail::find(t);
-    return b != nullptr && b->format != nullptr;
-}
-
-namespace detail {
-
-/// A block taken apart: 256 codes and 16 groups at most.
+/// A block taken apart: 256 codes, which are in a row elsewhere, and 16 groups at most.
 struct block {
-    std::uint8_t code[256];
+    std::uint8_t* code = nullptr;
     std::uint8_t scale[32];  // stored scales of the groups, then the minima
     std::uint32_t d = 0;     // or, of a direct scheme, the scale
     std::uint16_t m = 0;     // or the minimum
@@ -188,15 +49,44 @@ inline void store_u16(std::uint8_t* at, std::uint16_t u) noexcept {
 [[nodiscard]] constexpr bool is_finite_fp32(std::uint32_t u) noexcept { return (u & 0x7f800000u) != 0x7f800000u; }
 [[nodiscard]] constexpr bool is_finite_bf16(std::uint16_t h) noexcept { return (h & 0x7f80u) != 0x7f80u; }
 
-/// out[i] |= number i << done.
+// Planes are read and written eight numbers at a time, one in each byte of a word, where runs have a multiple of eight bytes.
+inline constexpr std::uint64_t in_each_byte = 0x0101010101010101u;
+[[nodiscard]] inline std::uint64_t load_u64(const std::uint8_t* at) noexcept {
+    std::uint64_t u;
+    std::memcpy(&u, at, sizeof u);
+    return u;
+}
+inline void store_u64(std::uint8_t* at, std::uint64_t u) noexcept { std::memcpy(at, &u, sizeof u); }
+
+/// out[i] = number i, or with `done` bits there already out[i] |= number i << done.
+template <int Bits>
+inline void read_wide_plane(const std::uint8_t* run, int width, int count, int done, std::uint8_t* out) noexcept {
+    constexpr std::uint64_t mask = ((1u << Bits) - 1) * in_each_byte;
+    for (int i = 0; i < count; run += width)
+        for (int shift = 0; shift < 8; shift += Bits)
+            for (int w = 0; w < width; w += 8, i += 8) {
+                const std::uint64_t numbers = (load_u64(run + w) >> shift) & mask;
+                store_u64(out + i, done == 0 ? numbers : load_u64(out + i) | numbers << done);
+            }
+}
 inline void read_plane(const std::uint8_t* bytes, const plane& p, int count, int done, std::uint8_t* out) noexcept {
     if (p.bits == 0) return;
-    const unsigned mask = (1u << p.bits) - 1;
     const std::uint8_t* run = bytes + p.at;
+    if (p.width % 8 == 0) {
+        switch (p.bits) {
+            case 1: return read_wide_plane<1>(run, p.width, count, done, out);
+            case 2: return read_wide_plane<2>(run, p.width, count, done, out);
+            case 4: return read_wide_plane<4>(run, p.width, count, done, out);
+            default: return read_wide_plane<8>(run, p.width, count, done, out);
+        }
+    }
+    const unsigned mask = (1u << p.bits) - 1;
     for (int i = 0; i < count; run += p.width)
         for (int shift = 0; shift < 8; shift += p.bits)
-            for (int w = 0; w < p.width; ++w, ++i)
-                out[i] = static_cast<std::uint8_t>(out[i] | ((static_cast<unsigned>(run[w]) >> shift) & mask) << done);
+            for (int w = 0; w < p.width; ++w, ++i) {
+                const unsigned number = ((static_cast<unsigned>(run[w]) >> shift) & mask) << done;
+                out[i] = static_cast<std::uint8_t>(done == 0 ? number : out[i] | number);
+            }
 }
 /// The reverse; the bytes must be zero before.
 inline void write_plane(std::uint8_t* bytes, const plane& p, int count, int done, const std::uint8_t* in) noexcept {
@@ -204,9 +94,19 @@ inline void write_plane(std::uint8_t* bytes, const plane& p, int count, int done
     const unsigned mask = (1u << p.bits) - 1;
     std::uint8_t* run = bytes + p.at;
     for (int i = 0; i < count; run += p.width)
-        for (int shift = 0; shift < 8; shift += p.bits)
+        for (int shift = 0; shift < 8; shift += p.bits) {
+            if (p.width % 8 == 0) {
+                for (int w = 0; w < p.width; w += 8, i += 8)
+                    store_u64(run + w, load_u64(run + w) | ((load_u64(in + i) >> done) & mask * in_each_byte) << shift);
+                continue;
+            }
             for (int w = 0; w < p.width; ++w, ++i)
                 run[w] = static_cast<std::uint8_t>(run[w] | ((static_cast<unsigned>(in[i]) >> done) & mask) << shift);
+        }
+}
+/// x[i] ^= flip for whole words of eight.
+inline void flip_bytes(std::uint8_t* x, int count, unsigned flip) noexcept {
+    for (int i = 0; i < count && flip != 0; i += 8) store_u64(x + i, load_u64(x + i) ^ flip * in_each_byte);
 }
 
 // The first exception: 8 scales and 8 minima of 6 bits in the 12 bytes of Q4_K and Q5_K. Groups 4 to 7 have their two
@@ -269,13 +169,11 @@ inline void write_trits(std::uint8_t* bytes, const std::uint8_t* code) noexcept 
 }
 
 inline void read_block(const block_type& t, const std::uint8_t* bytes, block& b) noexcept {
-    std::memset(b.code, 0, sizeof b.code);
     std::memset(b.scale, 0, sizeof b.scale);
     if (t.id == type::tq1_0) read_trits(bytes, b.code);
     read_plane(bytes, t.low, t.elements, 0, b.code);
     read_plane(bytes, t.high, t.elements, t.low.bits, b.code);
-    if (t.flip != 0)
-        for (int i = 0; i < t.elements; ++i) b.code[i] = static_cast<std::uint8_t>(b.code[i] ^ t.flip);
+    flip_bytes(b.code, t.elements, t.flip);
     if (has_k4_scales(t.id)) read_k4_scales(bytes + 4, b.scale, b.scale + 8);
     read_plane(bytes, t.scale_low, stored_scales(t), 0, b.scale);
     read_plane(bytes, t.scale_high, stored_scales(t), t.scale_low.bits, b.scale);
@@ -288,7 +186,8 @@ inline void read_block(const block_type& t, const std::uint8_t* bytes, block& b)
 inline void write_block(const block_type& t, const block& b, std::uint8_t* bytes) noexcept {
     std::uint8_t code[256];
     std::uint8_t scale[32];
-    for (int i = 0; i < t.elements; ++i) code[i] = static_cast<std::uint8_t>(b.code[i] ^ t.flip);
+    std::memcpy(code, b.code, static_cast<std::size_t>(t.elements));
+    flip_bytes(code, t.elements, t.flip);
     for (int i = 0; i < 32; ++i) scale[i] = static_cast<std::uint8_t>(b.scale[i] ^ t.scale_flip);
     if (t.id == type::tq1_0) write_trits(bytes, code);
     write_plane(bytes, t.low, t.elements, 0, code);
@@ -325,44 +224,191 @@ struct defect {
     return {};
 }
 
+/// The stored scales and offsets of a panel, [group][row of 16], of up to 16 bits each.
+class panel_of_scales {
+public:
+    explicit panel_of_scales(const nibble::detail::layout& l) : l_(l), scale_(bytes_of(l.scale_bits)), offset_(bytes_of(l.offset_bits)) {}
+
+    void set_scale(index n, index g, unsigned stored) noexcept { set(scale_, l_.scale_bits, n, g, stored); }
+    void set_offset(index n, index g, unsigned stored) noexcept { set(offset_, l_.offset_bits, n, g, stored); }
+    [[nodiscard]] unsigned scale(index n, index g) const noexcept { return get(scale_, l_.scale_bits, n, g); }
+    [[nodiscard]] unsigned offset(index n, index g) const noexcept { return get(offset_, l_.offset_bits, n, g); }
+
+    /// To the lines of panel p, which begin at `buffer` for the whole matrix; and from the lines of a panel.
+    void store(std::uint8_t* buffer, index p) const noexcept {
+        for (index g = 0; g < l_.groups; ++g) {
+            store_line(scale_, l_.scale_bits, buffer + l_.scales_at + (p * l_.groups + g) * l_.scale_line, g, l_.lanes == 1);
+            store_line(offset_, l_.offset_bits, buffer + l_.offsets_at + (p * l_.groups + g) * l_.offset_line, g, l_.lanes == 1);
+        }
+    }
+    void load(const nibble::detail::scale_source& from) noexcept {
+        for (index g = 0; g < l_.groups; ++g) {
+            load_line(scale_, l_.scale_bits, from.scales + g * from.scale_line, g, from.shared);
+            load_line(offset_, l_.offset_bits, from.offsets + g * from.offset_line, g, from.shared);
+        }
+    }
+
+private:
+    static constexpr index rows = panel_rows;
+    [[nodiscard]] std::size_t bytes_of(int bits) const { return static_cast<std::size_t>(nibble::detail::checked_product(l_.groups, bits == 0 ? 0 : bits <= 8 ? rows : 2 * rows)); }
+
+    static void set(std::vector<std::uint8_t>& lines, int bits, index n, index g, unsigned stored) noexcept {
+        std::uint8_t* line = lines.data() + g * (bits <= 8 ? rows : 2 * rows);
+        if (bits == 0) return;
+        if (bits <= 8) line[n % rows] = static_cast<std::uint8_t>(stored);
+        else store_u16(line + 2 * (n % rows), static_cast<std::uint16_t>(stored));
+    }
+    [[nodiscard]] static unsigned get(const std::vector<std::uint8_t>& lines, int bits, index n, index g) noexcept {
+        const std::uint8_t* line = lines.data() + g * (bits <= 8 ? rows : 2 * rows);
+        return bits == 0 ? 0u : bits <= 8 ? line[n % rows] : load_u16(line + 2 * (n % rows));
+    }
+    // Where one row, or one for all, has a scale (`shared`), a line is one lane.
+    static void store_line(const std::vector<std::uint8_t>& lines, int bits, std::uint8_t* to, index g, bool shared) noexcept {
+        if (bits == 0) return;
+        const std::uint8_t* from = lines.data() + g * (bits <= 8 ? rows : 2 * rows);
+        if (bits >= 8) std::memcpy(to, from, static_cast<std::size_t>((shared ? 1 : rows) * bits / 8));
+        else if (shared) nibble::detail::set_lane(to, bits, 0, from[0]);
+        else nibble::detail::set_line(to, bits, from);
+    }
+    static void load_line(std::vector<std::uint8_t>& lines, int bits, const std::uint8_t* from, index g, bool shared) noexcept {
+        if (bits == 0) return;
+        std::uint8_t* to = lines.data() + g * (bits <= 8 ? rows : 2 * rows);
+        if (bits < 8) {
+            if (shared) std::memset(to, static_cast<int>(nibble::detail::get_lane(from, bits, 0)), rows);
+            else nibble::detail::get_line(from, bits, to);
+            return;
+        }
+        const auto size = static_cast<std::size_t>(bits / 8);
+        for (index r = 0; r < rows; ++r) std::memcpy(to + r * bits / 8, from + (shared ? 0 : r * bits / 8), size);
+    }
+
+    const nibble::detail::layout& l_;
+    std::vector<std::uint8_t> scale_, offset_;
+};
+
 /// Stores the scales of a block in row n, from column `first` on.
-inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& out, index n, index first) noexcept {
+inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& out, panel_of_scales& to, index n, index first) noexcept {
     const index count = std::min<index>(t.elements, out.layout().cols - first);
     const bool two_level = t.scheme.storage == scale_storage::two_level;
     if (two_level) {
         out.set_super(n, first / t.elements, static_cast<std::uint16_t>(b.d));
         if (t.m_at >= 0) out.set_super(n, first / t.elements, b.m, true);
     }
-    for (index g = 0; g * t.group < count; ++g) {
-        const index at = first / t.group + g;
-        if (t.d_at >= 0 && !two_level) {
-            out.set_scale(n, at, b.d);
-            out.set_offset(n, at, b.m);
-        } else {
-            const bool zero = t.id == type::nvfp4 && b.scale[g] == 0x7f;
-            out.set_scale(n, at, zero ? 0u : b.scale[g]);
-            if (two_level) out.set_offset(n, at, b.scale[groups_of(t) + g]);
-        }
+    const index at = first / t.group;
+    const index groups = nibble::detail::ceil_div(count, t.group);
+    if (t.id == type::q8_k) {
+        out.set_scale(n, at, b.d);  // 32 bits
+    } else if (t.d_at >= 0 && !two_level) {
+        for (index g = 0; g < groups; ++g) to.set_scale(n, at + g, b.d);
+        if (t.m_at >= 0)
+            for (index g = 0; g < groups; ++g) to.set_offset(n, at + g, b.m);
+    } else {
+        for (index g = 0; g < groups; ++g) to.set_scale(n, at + g, t.id == type::nvfp4 && b.scale[g] == 0x7f ? 0u : b.scale[g]);
+        if (t.offset == offset_kind::minimum)
+            for (index g = 0; g < groups; ++g) to.set_offset(n, at + g, b.scale[groups_of(t) + g]);
     }
 }
 
-[[nodiscard]] inline result<qmatrix> unpack_wide(const block_type& t, std::span<const std::uint8_t> bytes, index rows,
-                                                 index cols) {
-    qmatrix_builder out(rows, cols, format_handle(*t.format), t.scheme, t.offset, per_channel{}, t.matrix_name);
-    const std::uint8_t* at = bytes.data();
-    for (index n = 0; n < rows; ++n) {
-        for (index k = 0; k < cols; ++k, at += 2) {
-            const std::uint16_t u = load_u16(at);
-            if (!(t.id == type::f16 ? is_finite_fp16(u) : is_finite_bf16(u)))
-                return bad(errc::malformed,
-                           std::string(t.name) + " weight (" + std::to_string(n) + ", " + std::to_string(k) +
-                               ") is Inf or NaN",
-                           static_cast<std::uint64_t>(at - bytes.data()));
-            out.set_code(n, k, u);
+/// Rows of codes, 16 of them, on their way between blocks and the cells of a panel.
+class panel_of_codes {
+public:
+    panel_of_codes(const nibble::detail::layout& l, const block_type& t)
+        : stride_((nibble::detail::ceil_div((l.cols + t.elements) * (t.format->bits > 8 ? 2 : 1), 64) + 1) * 64),
+          codes_(static_cast<std::size_t>(panel_rows * stride_)) {}
+
+    [[nodiscard]] std::uint8_t* row(index n) noexcept { return codes_.data() + n % panel_rows * stride_; }
+    [[nodiscard]] index stride() const noexcept { return stride_; }
+
+    /// Nothing is left of what was in `row` from element `first` on.
+    void clear_row(index n, index first, index bytes_each) noexcept {
+        std::memset(row(n) + first * bytes_each, 0, static_cast<std::size_t>(stride_ - first * bytes_each));
+    }
+
+private:
+    index stride_;  // bytes; not a power of two, which would share cache sets
+    std::vector<std::uint8_t> codes_;
+};
+
+/// Where the first unreadable block or weight is, and why.
+struct first_failure {
+    std::uint64_t at = 0;
+    std::string text;
+};
+
+/// Unpacks rows of one type into a builder, a panel at a time.
+class block_reader {
+public:
+    block_reader(const block_type& t, std::span<const std::uint8_t> bytes, qmatrix_builder& out)
+        : t_(t), bytes_(bytes), out_(out), codes_(out.layout(), t), scales_(out.layout()) {}
+
+    /// Panels [first, last); false when a block cannot be read.
+    [[nodiscard]] bool run(index first, index last, first_failure& why) {
+        const nibble::detail::layout& l = out_.layout();
+        const bool wide = t_.format->decode == decode_class::wide;
+        for (index p = first; p < last; ++p) {
+            for (index n = p * panel_rows; n < (p + 1) * panel_rows; ++n) {
+                if (n >= l.rows) clear_row(n);
+                else if (!(wide ? read_wide_row(n, why) : read_row(n, why))) return false;
+            }
+            if (!wide && t_.id != type::q8_k) scales_.store(out_.data(), p);
+            kernels_.pack(codes_.row(0), codes_.stride(), l.bits, out_.panel(p), l.panel_bytes, l.scales_at >= streamed);
+        }
+        return true;
+    }
+
+private:
+    static constexpr index streamed = index{1} << 22;  // bytes of cells that would push everything else out of the caches
+
+    /// A row past the last: zeros.
+    void clear_row(index n) noexcept {
+        codes_.clear_row(n, 0, 1);
+        for (index g = 0; g < out_.layout().groups && t_.id != type::q8_k; ++g) {
+            scales_.set_scale(n, g, 0);
+            scales_.set_offset(n, g, 0);
         }
     }
-    return std::move(out).finish();
-}
+
+    [[nodiscard]] bool read_row(index n, first_failure& why) {
+        const nibble::detail::layout& l = out_.layout();
+        const std::uint8_t* at = bytes_.data() + n * nibble::detail::ceil_div(l.cols, t_.elements) * t_.bytes;
+        for (index first = 0; first < l.cols; first += t_.elements, at += t_.bytes) {
+            block_.code = codes_.row(n) + first;
+            read_block(t_, at, block_);
+            if (const defect d = find_defect(t_, block_); d.text != nullptr) {
+                why = {static_cast<std::uint64_t>(at - bytes_.data() + d.at), place(t_, n, first / t_.elements) + ": " + d.text};
+                return false;
+            }
+            fill_scales(t_, block_, out_, scales_, n, first);
+        }
+        codes_.clear_row(n, l.cols, 1);
+        return true;
+    }
+
+    [[nodiscard]] bool read_wide_row(index n, first_failure& why) {
+        const index cols = out_.layout().cols;
+        const std::uint8_t* from = bytes_.data() + 2 * n * cols;
+        std::uint8_t* to = codes_.row(n);
+        for (index k = 0; k < cols; ++k) {
+            const std::uint16_t u = load_u16(from + 2 * k);
+            if (!(t_.id == type::f16 ? is_finite_fp16(u) : is_finite_bf16(u))) {
+                why = {static_cast<std::uint64_t>(from + 2 * k - bytes_.data()),
+                       std::string(t_.name) + " weight (" + std::to_string(n) + ", " + std::to_string(k) + ") is Inf or NaN"};
+                return false;
+            }
+            std::memcpy(to + 2 * k, &u, 2);
+        }
+        codes_.clear_row(n, cols, 2);
+        return true;
+    }
+
+    const block_type& t_;
+    std::span<const std::uint8_t> bytes_;
+    qmatrix_builder& out_;
+    const nibble::detail::codec_kernels& kernels_ = nibble::detail::active_kernels().codec;
+    panel_of_codes codes_;
+    panel_of_scales scales_;
+    block block_;
+};
 
 /// A group or super-group of `size` columns: can all of a block part of `unit` columns have the same one?
 [[nodiscard]] constexpr bool aligned(index size, index unit, index count) noexcept {
@@ -381,30 +427,50 @@ inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& ou
     return aligned(m.group_size(), t.group, m.groups());
 }
 
-inline void take_block(const block_type& t, const qmatrix& m, index n, index first, block& b) {
+/// Scales of a block; its codes are in b.code already, and what lies beyond the last column is made zero.
+inline void take_block(const block_type& t, const qmatrix& m, const panel_of_scales& scales, index n, index first, block& b) {
     const nibble::detail::layout& l = m.layout();
     const bool two_level = t.scheme.storage == scale_storage::two_level;
     const bool least = t.offset == offset_kind::minimum;
     const index count = std::min<index>(t.elements, m.cols() - first);
-    std::memset(b.code, least ? 0 : static_cast<int>(t.format->zero_code), sizeof b.code);
+    std::memset(b.code + count, least ? 0 : static_cast<int>(t.format->zero_code), static_cast<std::size_t>(t.elements - count));
     std::memset(b.scale, t.scheme.is_signed ? 1 << (t.scheme.bits - 1) : 0, sizeof b.scale);
-    for (index i = 0; i < count; ++i)
-        b.code[i] = static_cast<std::uint8_t>(nibble::detail::get_code(
-            m.panel(n / panel_rows), l.bits, static_cast<int>(n % panel_rows), l.position(first + i)));
     for (index g = 0; g * t.group < count; ++g) {
         const index at = (first + g * t.group) / l.group;
         if (t.scheme.storage == scale_storage::f16) {
-            b.d = m.stored_scale(n, at);
-            b.m = static_cast<std::uint16_t>(m.stored_offset(n, at));
+            b.d = scales.scale(n, at);
+            b.m = static_cast<std::uint16_t>(scales.offset(n, at));
         } else {
-            b.scale[g] = static_cast<std::uint8_t>(m.stored_scale(n, at));
-            if (least) b.scale[groups_of(t) + g] = static_cast<std::uint8_t>(m.stored_offset(n, at));
+            b.scale[g] = static_cast<std::uint8_t>(scales.scale(n, at));
+            if (least) b.scale[groups_of(t) + g] = static_cast<std::uint8_t>(scales.offset(n, at));
         }
     }
     if (two_level) {
         const index super = first / l.group / m.scheme().span;
         b.d = m.stored_super(n, super);
         b.m = least ? m.stored_super(n, super, true) : std::uint16_t{0};
+    }
+}
+
+/// Codes of all rows of panel p, by column.
+inline void take_codes(const qmatrix& m, index p, panel_of_codes& to) {
+    const nibble::detail::layout& l = m.layout();
+    const nibble::detail::kernel_table& kernels = nibble::detail::active_kernels();
+    constexpr index most = 16;  // k-quads at a time: 16 words of each of 16 rows
+    std::uint8_t lines[64 * most];
+    for (index g = 0; g < l.groups; ++g) {
+        const index end = l.group_end(g);
+        for (index k = l.group_begin(g); k < end; k += 4 * most) {
+            const index quads = (std::min)(most, nibble::detail::ceil_div(end - k, 4));
+            kernels.unpack(m.panel(p), l.bits, l.position(k) / 4, quads, nullptr, lines);
+            if (end - k >= 4 * most) {
+                kernels.codec.transpose(lines, 64, to.row(0) + k, to.stride());
+                continue;
+            }
+            for (index r = 0; r < panel_rows; ++r)
+                for (index q = 0; q < quads; ++q)
+                    std::memcpy(to.row(r) + k + 4 * q, lines + 64 * q + 4 * r, static_cast<std::size_t>((std::min)(index{4}, end - k - 4 * q)));
+        }
     }
 }
 
@@ -418,8 +484,8 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
 }
 
 /// The matrix in `bytes`, rows x cols (ne[1] x ne[0] of GGUF), exactly. A failure names what was expected and the byte
-/// of `bytes` at which it went wrong.
-[[nodiscard]] inline result<qmatrix> unpack(type t, std::span<const std::uint8_t> bytes, index rows, index cols) {
+/// of `bytes` at which it went wrong. threads: or none but the caller's.
+[[nodiscard]] inline result<qmatrix> unpack(type t, std::span<const std::uint8_t> bytes, index rows, index cols, executor* threads = nullptr) {
     const detail::block_type* b = detail::find(t);
     if (b == nullptr)
         return detail::bad(errc::unsupported,
@@ -439,23 +505,23 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
                                std::to_string(rows) + " rows of " + std::to_string(row) + " bytes, there are " +
                                std::to_string(size) + " bytes",
                            size);
-    if (b->format->decode == decode_class::wide) return detail::unpack_wide(*b, bytes, rows, cols);
-    qmatrix_builder out(rows, cols, format_handle(*b->format), b->scheme, b->offset, per_group{b->group},
-                        b->matrix_name);
-    std::vector<std::uint8_t> codes(rows == 0 ? 0 : static_cast<std::size_t>(row / b->bytes * b->elements));
-    detail::block block;
-    const std::uint8_t* at = bytes.data();
-    for (index n = 0; n < rows; ++n) {
-        for (index first = 0; first < cols; first += b->elements, at += b->bytes) {
-            detail::read_block(*b, at, block);
-            if (const detail::defect d = detail::find_defect(*b, block); d.text != nullptr)
-                return detail::bad(errc::malformed, detail::place(*b, n, first / b->elements) + ": " + d.text,
-                                   static_cast<std::uint64_t>(at - bytes.data() + d.at));
-            std::memcpy(codes.data() + first, block.code, static_cast<std::size_t>(b->elements));
-            detail::fill_scales(*b, block, out, n, first);
-        }
-        out.set_row(n, codes.data());
-    }
+    const bool wide = b->format->decode == decode_class::wide;
+    const granularity group = wide ? granularity(per_channel{}) : granularity(per_group{b->group});
+    qmatrix_builder out(rows, cols, format_handle(*b->format), b->scheme, b->offset, group, b->matrix_name, nibble::detail::initial_codes::unset);
+    const index panels = out.layout().panels;
+    const int concurrency = threads != nullptr ? threads->concurrency() : 1;
+    const index tasks = (std::min)(panels, index{concurrency <= 1 ? 1 : concurrency * 4});  // none without rows, however long they are
+    std::vector<detail::first_failure> failures(static_cast<std::size_t>(tasks));
+    std::vector<std::uint8_t> failed(failures.size());
+    const auto task = [&](index i) {
+        detail::block_reader reader(*b, bytes, out);
+        const auto at = static_cast<std::size_t>(i);
+        failed[at] = reader.run(panels * i / tasks, panels * (i + 1) / tasks, failures[at]) ? 0 : 1;
+    };
+    if (tasks == 1) task(0);
+    else if (tasks > 1) threads->parallel_for(tasks, task);
+    for (std::size_t i = 0; i < failures.size(); ++i)  // tasks are in the order of rows
+        if (failed[i] != 0) return detail::bad(errc::malformed, failures[i].text, failures[i].at);
     return std::move(out).finish();
 }
 
@@ -481,18 +547,26 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
                                                   std::to_string(m.group_size()));
     const index row = row_bytes(t, m.cols());
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(nibble::detail::checked_product(m.rows(), row)));
+    if (m.rows() == 0) return bytes;
     std::uint8_t* at = bytes.data();
+    detail::panel_of_codes codes(m.layout(), *b);
+    detail::panel_of_scales scales(m.layout());
     detail::block block;
     for (index n = 0; n < m.rows(); ++n) {
+        if (b->format->decode == decode_class::wide) {
+            for (index k = 0; k < m.cols(); ++k, at += 2) detail::store_u16(at, static_cast<std::uint16_t>(m.code(n, k)));
+            continue;
+        }
+        if (n % panel_rows == 0) {
+            detail::take_codes(m, n / panel_rows, codes);
+            scales.load(m.scales_of(n / panel_rows));
+        }
         for (index first = 0; first < m.cols(); first += b->elements, at += b->bytes) {
-            if (b->format->decode == decode_class::wide) {
-                detail::store_u16(at, static_cast<std::uint16_t>(m.code(n, first)));
-                continue;
-            }
-            detail::take_block(*b, m, n, first, block);
+            block.code = codes.row(n) + first;
+            detail::take_block(*b, m, scales, n, first, block);
             if (t == type::tq1_0)
-                for (const std::uint8_t code : block.code)
-                    if (code > 2)
+                for (index i = 0; i < b->elements; ++i)
+                    if (block.code[i] > 2)
                         return detail::bad(errc::unsupported,
                                            "TQ1_0 has no code 3, row " + std::to_string(n) + " has; use TQ2_0",
                                            static_cast<std::uint64_t>(at - bytes.data()));
