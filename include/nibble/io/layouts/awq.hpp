@@ -37,12 +37,12 @@ inline constexpr int nibble_of[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of column 8c +
 /// Element j of word i to element i of word j: 4-bit elements of 8 words.
 inline void transpose(std::uint32_t (&w)[8]) noexcept {
     constexpr std::uint32_t mask[3] = {0x0000ffffu, 0x00ff00ffu, 0x0f0f0f0fu};
-    for (int step = 0, far = 4; step < 3; ++step, far /= 2)
+    for (int step = 0, apart = 4; step < 3; ++step, apart /= 2)
         for (int i = 0; i < 8; ++i) {
-            if ((i & far) != 0) continue;
-            const std::uint32_t swap = ((w[i] >> (4 * far)) ^ w[i + far]) & mask[step];
-            w[i + far] ^= swap;
-            w[i] ^= swap << (4 * far);
+            if ((i & apart) != 0) continue;
+            const std::uint32_t swap = ((w[i] >> (4 * apart)) ^ w[i + apart]) & mask[step];
+            w[i + apart] ^= swap;
+            w[i] ^= swap << (4 * apart);
         }
 }
 
