@@ -354,6 +354,13 @@ public:
     }
     /// A matrix like this one will come.
     [[nodiscard]] status add_matrix(const std::string& name, const qmatrix& m) { return add(name, detail::description::of(m)); }
+    /// One of another shape, but like it in all else.
+    [[nodiscard]] status add_matrix(const std::string& name, index rows, index cols, const qmatrix& like) {
+        detail::description d = detail::description::of(like);
+        d.rows = rows;
+        d.cols = cols;
+        return add(name, std::move(d));
+    }
     /// The matrix that quantize(W, r) makes of rows x cols weights will come.
     [[nodiscard]] status add_matrix(const std::string& name, index rows, index cols, const recipe& r) {
         if (status s = qmatrix_builder::check_combination(rows, cols, *r.format, r.scale, r.offset(), r.group); !s) return s;
