@@ -23,6 +23,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 #endif
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -502,6 +505,9 @@ int main(int argc, char** argv) {
         if (!good) return std::fputs(usage, stderr), 2;
     }
     if (a.in.empty() || a.out.empty() || a.format.empty()) return std::fputs(usage, stderr), 2;
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);  // set, it stays: what a tensor took goes back when it is written
+#endif
     try {
         return convert(a);
     } catch (const nibble::error& e) {
