@@ -109,6 +109,8 @@ struct layout {
     }
     [[nodiscard]] index group_begin(index g) const noexcept { return g * group; }
     [[nodiscard]] index group_end(index g) const noexcept { return (std::min)(cols, (g + 1) * group); }
+
+    friend bool operator==(const layout&, const layout&) noexcept = default;
 };
 
 [[nodiscard]] constexpr index line_bytes(int bits, int lanes) noexcept {
@@ -332,7 +334,7 @@ public:
         return data() + layout_.codes_at + p * layout_.panel_bytes;
     }
     /// The whole buffer, memory_bytes() long.
-    [[nodiscard]] const std::uint8_t* data() const noexcept { return bytes_ ? bytes_->data() : nullptr; }
+    [[nodiscard]] const std::uint8_t* data() const noexcept { return bytes_.get(); }
     /// The factor of the whole tensor (e4m3_f32), or the mean of the scales (double_quantized).
     [[nodiscard]] float tensor_scale() const noexcept { return tensor_scale_; }
     /// floor(log2) of the largest |scale * value| that occurs, -127 for a zero matrix. A row block has its matrix's.
@@ -396,7 +398,7 @@ private:
     float tensor_scale_ = 1.0f;
     int exponent_ = -127;
     std::string name_;
-    std::shared_ptr<const detail::aligned_bytes> bytes_;
+    std::shared_ptr<const std::uint8_t> bytes_;  // with what keeps them alive
 };
 
 /// A quantized matrix that stands transposed in a product.
@@ -513,8 +515,28 @@ public:
         bytes_ = std::make_shared<detail::aligned_bytes>(
             static_cast<std::size_t>(m_.layout_.size),
             static_cast<std::size_t>(codes == detail::initial_codes::zero ? 0 : m_.layout_.scales_at));
-        m_.bytes_ = bytes_;
+        m_.bytes_ = std::shared_ptr<const std::uint8_t>(bytes_, bytes_->data());
     }
+
+    /// A matrix that refers to memory of another owner, laid out as make_layout() says: a mapped file. Kernels ask for no
+    /// alignment. Nothing is read, and nothing is checked but the combination.
+    [[nodiscard]] static qmatrix adopt(std::shared_ptr<const std::uint8_t> bytes, index rows, index cols, format_handle format,
+                                       const scale_scheme& scheme, offset_kind offset, granularity group, std::string name,
+                                       float tensor_scale, int exponent) {
+        check_combination(rows, cols, *format, scheme, offset, group).or_throw();
+        qmatrix m;
+        m.layout_ = detail::make_layout(rows, cols, format->bits, scheme, offset, group);
+        m.format_ = std::move(format);
+        m.scheme_ = scheme;
+        m.offset_ = offset;
+        m.name_ = std::move(name);
+        m.tensor_scale_ = tensor_scale;
+        m.exponent_ = exponent;
+        m.bytes_ = std::move(bytes);
+        return m;
+    }
+    /// What exponent() of a matrix must be, from its scales.
+    [[nodiscard]] static int measure_exponent(const qmatrix& m) noexcept;
 
     /// Whether such a matrix exists; the message says what does.
     [[nodiscard]] static status check_combination(index rows, index cols, const code_format& format,
@@ -606,7 +628,7 @@ public:
     [[nodiscard]] qmatrix finish() &&;
 
 private:
-    [[nodiscard]] float largest_stored(index at, index line, int bits) const noexcept;
+    [[nodiscard]] static float largest_stored(const qmatrix& m, index at, index line, int bits) noexcept;
     void set_stored(index at, index line, int bits, index n, index g, std::uint32_t stored) noexcept {
         if (bits == 0) return;
         std::uint8_t* p = bytes_->data() + at + (n / panel_rows * layout().groups + g) * line;
@@ -638,9 +660,9 @@ private:
 NIBBLE_FP_BEGIN
 
 /// The largest magnitude of the floats in all lines, which is that of the largest bits; 0 where lines hold other numbers.
-NIBBLE_NOINLINE NIBBLE_API float qmatrix_builder::largest_stored(index at, index line, int bits) const noexcept {
-    const index count = layout().panels * layout().groups * line / (bits == 16 ? 2 : 4);
-    const std::uint8_t* from = bytes_->data() + at;
+NIBBLE_NOINLINE NIBBLE_API float qmatrix_builder::largest_stored(const qmatrix& m, index at, index line, int bits) noexcept {
+    const index count = m.layout().panels * m.layout().groups * line / (bits == 16 ? 2 : 4);
+    const std::uint8_t* from = m.data() + at;
     std::uint32_t largest = 0;
     for (index i = 0; i < count && bits == 16; ++i) {
         std::uint16_t u;
@@ -652,23 +674,23 @@ NIBBLE_NOINLINE NIBBLE_API float qmatrix_builder::largest_stored(index at, index
         std::memcpy(&u, from + 4 * i, 4);
         largest = (std::max)(largest, u & 0x7fffffffu);
     }
-    switch (m_.scheme_.storage) {
+    switch (m.scheme_.storage) {
         case scale_storage::f32:
         case scale_storage::f16:
-        case scale_storage::bf16: return detail::decode_stored(m_.scheme_.storage, largest);
+        case scale_storage::bf16: return detail::decode_stored(m.scheme_.storage, largest);
         default: return 0.0f;
     }
 }
 
-NIBBLE_API qmatrix qmatrix_builder::finish() && {
+NIBBLE_NOINLINE NIBBLE_API int qmatrix_builder::measure_exponent(const qmatrix& m) noexcept {
     // The largest |scale| times the largest |value| bounds every weight; products use it to stay clear of underflow.
-    const detail::layout& l = layout();
-    float value = m_.format_->max_value;
-    if (m_.offset_ != offset_kind::none) value = static_cast<float>(m_.format_->code_count());
-    if (m_.format_->decode == decode_class::wide) value = 1.0f;
-    float largest = largest_stored(l.scales_at, l.scale_line, l.scale_bits);
-    if (m_.offset_ == offset_kind::minimum) largest = (std::max)(largest, largest_stored(l.offsets_at, l.offset_line, l.offset_bits) / value);
-    const bool known = m_.scheme_.storage == scale_storage::f32 || m_.scheme_.storage == scale_storage::f16 || m_.scheme_.storage == scale_storage::bf16;
+    const detail::layout& l = m.layout();
+    float value = m.format_->max_value;
+    if (m.offset_ != offset_kind::none) value = static_cast<float>(m.format_->code_count());
+    if (m.format_->decode == decode_class::wide) value = 1.0f;
+    float largest = largest_stored(m, l.scales_at, l.scale_line, l.scale_bits);
+    if (m.offset_ == offset_kind::minimum) largest = (std::max)(largest, largest_stored(m, l.offsets_at, l.offset_line, l.offset_bits) / value);
+    const bool known = m.scheme_.storage == scale_storage::f32 || m.scheme_.storage == scale_storage::f16 || m.scheme_.storage == scale_storage::bf16;
     const bool by_groups = !known || !detail::is_finite_bits(detail::bits_of(largest));
     if (by_groups) largest = 0.0f;
     constexpr index at_once = 16;
@@ -676,11 +698,11 @@ NIBBLE_API qmatrix qmatrix_builder::finish() && {
     for (index p = 0; p < l.panels && by_groups; ++p) {
         for (index g = 0; g < l.groups; g += at_once) {
             const index count = (std::min)(at_once, l.groups - g);
-            m_.expand_scales(p, g, count, s, o);
+            m.expand_scales(p, g, count, s, o);
             for (index i = 0; i < 16 * count; ++i) {
                 const float a = detail::magnitude(s[i]);
                 largest = a > largest ? a : largest;
-                if (m_.offset_ == offset_kind::minimum) {
+                if (m.offset_ == offset_kind::minimum) {
                     const float b = detail::magnitude(o[i]) / value;
                     largest = b > largest ? b : largest;
                 }
@@ -688,7 +710,11 @@ NIBBLE_API qmatrix qmatrix_builder::finish() && {
         }
     }
     const int e = largest > 0.0f ? detail::exponent_of(largest) + detail::exponent_of(value) : -127;
-    m_.exponent_ = e < -127 ? -127 : e > 128 ? 128 : e;
+    return e < -127 ? -127 : e > 128 ? 128 : e;
+}
+
+NIBBLE_API qmatrix qmatrix_builder::finish() && {
+    m_.exponent_ = measure_exponent(m_);
     qmatrix out = std::move(m_);
     m_ = qmatrix();
     bytes_.reset();

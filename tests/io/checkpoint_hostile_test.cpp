@@ -25,11 +25,6 @@ struct sample {
     tensor_list tensors;
 };
 
-[[nodiscard]] std::string slurp(const fs::path& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
-
 const std::vector<sample>& samples() {
     static const std::vector<sample> all = [] {
         std::vector<sample> list;
@@ -83,11 +78,11 @@ struct outcome {
 [[nodiscard]] std::string serialize(const tensor_list& tensors) {
     std::vector<st::tensor> views;
     for (const auto& t : tensors) views.push_back(t.view());
-    std::string bytes;
+    st::writer out;
     std::vector<std::size_t> order;
-    st::detail::make_header(views, {}, bytes, order).or_throw();
-    for (const std::size_t i : order)
-        bytes.append(reinterpret_cast<const char*>(tensors[i].bytes.data()), tensors[i].bytes.size());
+    st::detail::add_all(out, views, {}, order).or_throw();
+    std::string bytes = out.header().value();
+    for (const std::size_t i : order) bytes.append(reinterpret_cast<const char*>(tensors[i].bytes.data()), tensors[i].bytes.size());
     return bytes;
 }
 [[nodiscard]] outcome attempt(const tensor_list& tensors, const std::string& config) {
@@ -392,8 +387,8 @@ TEST_CASE("quantization configs") {
 }
 
 TEST_CASE("folders, shards and indices") {
-    const scratch_folder scratch;
-    const fs::path folder = scratch.path() / "model";
+    const scratch_dir scratch;
+    const fs::path folder = scratch.path / "model";
     fs::create_directory(folder);
     const auto write = [&](const std::string& name, const std::string& text) {
         std::ofstream(folder / name, std::ios::binary) << text;
@@ -405,10 +400,9 @@ TEST_CASE("folders, shards and indices") {
         CHECK(model.failure().message.find(part) != std::string::npos);
     };
     refused("0 .safetensors files");
-    CHECK(!open_checkpoint(scratch.path() / "missing"));
-    CHECK(!open_checkpoint(scratch.path() / "missing.safetensors"));
-    const sample& s = *std::find_if(samples().begin(), samples().end(),
-                                    [](const sample& x) { return x.name == "gptq_4bit_g128_sym"; });
+    CHECK(!open_checkpoint(scratch.path / "missing"));
+    CHECK(!open_checkpoint(scratch.path / "missing.safetensors"));
+    const sample& s = *std::find_if(samples().begin(), samples().end(), [](const sample& x) { return x.name == "gptq_4bit_g128_sym"; });
     const outcome before = attempt(s.tensors, s.config);
     tensor_list a, b;
     nlohmann::json map;

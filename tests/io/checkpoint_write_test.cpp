@@ -81,10 +81,10 @@ void check_bytes(const std::string& name, const tensors& written, const std::vec
 void check_round_trip(const linear& layer, const tensors& written, const std::string& config, const std::string& layout,
                       bool same_structure = true) {
     if (!written) FAIL(written.failure().message);
-    const scratch_folder folder;
-    REQUIRE(st::write(folder.path() / "model.safetensors", written.value(), {{"format", "pt"}}));
-    std::ofstream(folder.path() / "config.json") << R"({"model_type":"x","quantization_config":)" << config << "}";
-    const auto model = open_checkpoint(folder.path());
+    const scratch_dir folder;
+    REQUIRE(st::write(folder.path / "model.safetensors", written.value(), {{"format", "pt"}}));
+    std::ofstream(folder.path / "config.json") << R"({"model_type":"x","quantization_config":)" << config << "}";
+    const auto model = open_checkpoint(folder.path);
     if (!model) FAIL(model.failure().message);
     REQUIRE(model.value().layers().size() == 1);
     CHECK(model.value().layers()[0].layout == layout);
@@ -149,11 +149,11 @@ TEST_CASE("GPTQ: matrices quantized here") {
     linear shuffled = layer;
     std::swap(shuffled.permutation[0], shuffled.permutation[5]);
     const auto tensors_of = layouts::gptq::pack("a.b", shuffled);
-    const scratch_folder folder;
-    REQUIRE(st::write(folder.path() / "model.safetensors", tensors_of.value()));
+    const scratch_dir folder;
+    REQUIRE(st::write(folder.path / "model.safetensors", tensors_of.value()));
     nibble::io::checkpoint_options options;
     options.config = layouts::gptq::config_of(shuffled);
-    const auto back = open_checkpoint(folder.path(), options).value().load("a.b");
+    const auto back = open_checkpoint(folder.path, options).value().load("a.b");
     CHECK(same_bits(nibble::io::dequantize(back.value()), nibble::io::dequantize(shuffled)));
     CHECK(back.value().bias == layer.bias);
     CHECK(back.value().permutation == layer.permutation);

@@ -14,7 +14,7 @@
 #include "support/catch.hpp"
 #include "support/gguf_bytes.hpp"
 #include "support/gguf_promises.hpp"
-#include "support/scratch_dir.hpp"
+#include "support/scratch.hpp"
 
 namespace fs = std::filesystem;
 namespace gguf = nibble::io::gguf;

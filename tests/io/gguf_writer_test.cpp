@@ -15,7 +15,7 @@
 #include "support/gguf_bytes.hpp"
 #include "support/inspect.hpp"
 #include "support/reference_quantizers.hpp"
-#include "support/scratch_dir.hpp"
+#include "support/scratch.hpp"
 
 namespace fs = std::filesystem;
 namespace gguf = nibble::io::gguf;

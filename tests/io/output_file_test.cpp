@@ -9,7 +9,7 @@
 #include <string>
 
 #include "support/catch.hpp"
-#include "support/scratch_dir.hpp"
+#include "support/scratch.hpp"
 
 namespace fs = std::filesystem;
 using nibble::errc;

@@ -30,11 +30,6 @@ using nibble::errc;
     return t;
 }
 
-[[nodiscard]] std::string slurp(const fs::path& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
-
 [[nodiscard]] std::size_t entries(const fs::path& folder) {
     return static_cast<std::size_t>(std::distance(fs::directory_iterator(folder), fs::directory_iterator()));
 }
@@ -42,21 +37,21 @@ using nibble::errc;
 }  // namespace
 
 TEST_CASE("the smallest file is the one of the format's description") {
-    const scratch_folder folder;
+    const scratch_dir folder;
     st::tensor_data t{"t", st::dtype::f32, {2}, {}};
     const float values[2] = {1.0f, -2.0f};
     t.bytes.resize(8);
     std::memcpy(t.bytes.data(), values, 8);
-    REQUIRE(st::write(folder.path() / "t", std::span(&t, 1)));
+    REQUIRE(st::write(folder.path / "t", std::span(&t, 1)));
     const std::string text = R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
     std::string right = std::string(1, static_cast<char>(0x38)).append(7, '\0').append(text).append("  ");
     right.append(std::string("\x00\x00\x80\x3f\x00\x00\x00\xc0", 8));
-    CHECK(slurp(folder.path() / "t") == right);
+    CHECK(slurp(folder.path / "t") == right);
 }
 
 TEST_CASE("every dtype, odd names and metadata come back as they were") {
-    const scratch_folder folder;
-    const fs::path path = folder.path() / "all.safetensors";
+    const scratch_dir folder;
+    const fs::path path = folder.path / "all.safetensors";
     std::vector<st::tensor_data> tensors;
     unsigned seed = 0;
     for (const auto& d : st::detail::dtypes)
@@ -82,28 +77,28 @@ TEST_CASE("every dtype, odd names and metadata come back as they were") {
         CHECK(std::equal(back->bytes.begin(), back->bytes.end(), t.bytes.begin(), t.bytes.end()));
     }
     // Written again from the views of the file: the same bytes.
-    REQUIRE(st::write(folder.path() / "again", std::span(file.value().tensors()), metadata));
-    CHECK(slurp(folder.path() / "again") == slurp(path));
-    CHECK(entries(folder.path()) == 2);
+    REQUIRE(st::write(folder.path / "again", std::span(file.value().tensors()), metadata));
+    CHECK(slurp(folder.path / "again") == slurp(path));
+    CHECK(entries(folder.path) == 2);
 }
 
 TEST_CASE("tensors are aligned for their type") {
-    const scratch_folder folder;
-    std::vector<st::tensor_data> tensors = {make("a", st::dtype::u8, {3}), make("b", st::dtype::f64, {1}),
-                                            make("c", st::dtype::f16, {3}), make("d", st::dtype::f32, {5})};
-    REQUIRE(st::write(folder.path() / "f", tensors));
-    const auto file = st::open(folder.path() / "f");
+    const scratch_dir folder;
+    std::vector<st::tensor_data> tensors = {make("a", st::dtype::u8, {3}), make("b", st::dtype::f64, {1}), make("c", st::dtype::f16, {3}),
+                                            make("d", st::dtype::f32, {5})};
+    REQUIRE(st::write(folder.path / "f", tensors));
+    const auto file = st::open(folder.path / "f");
     for (const st::tensor& t : file.value().tensors()) CHECK(t.offset % (st::bits_of(t.type) / 8) == 0);
 }
 
 TEST_CASE("what cannot be written is refused, and nothing is touched") {
-    const scratch_folder folder;
-    const fs::path path = folder.path() / "f";
+    const scratch_dir folder;
+    const fs::path path = folder.path / "f";
     const auto refused = [&](std::vector<st::tensor_data> tensors, errc code, const st::metadata_map& metadata = {}) {
         const nibble::status s = st::write(path, tensors, metadata);
         INFO(s.message());
         CHECK(s.code() == code);
-        CHECK(entries(folder.path()) == 0);
+        CHECK(entries(folder.path) == 0);
     };
     refused({make("a", st::dtype::u8, {1}), make("b", st::dtype::u8, {1}), make("a", st::dtype::f32, {1})},
             errc::invalid_argument);
@@ -126,22 +121,22 @@ TEST_CASE("what cannot be written is refused, and nothing is touched") {
 }
 
 TEST_CASE("a failure leaves the old file and nothing else") {
-    const scratch_folder folder;
-    const fs::path path = folder.path() / "f";
+    const scratch_dir folder;
+    const fs::path path = folder.path / "f";
     const std::vector<st::tensor_data> first = {make("a", st::dtype::u8, {100})};
     const std::vector<st::tensor_data> second = {make("b", st::dtype::u8, {100000})};
     REQUIRE(st::write(path, first));
     const std::string before = slurp(path);
 
     SECTION("a folder in the way of the rename") {
-        fs::create_directory(folder.path() / "folder");
-        std::ofstream(folder.path() / "folder" / "x") << "x";
-        CHECK(st::write(folder.path() / "folder", second).code() == errc::io);
-        CHECK(entries(folder.path()) == 2);
+        fs::create_directory(folder.path / "folder");
+        std::ofstream(folder.path / "folder" / "x") << "x";
+        CHECK(st::write(folder.path / "folder", second).code() == errc::io);
+        CHECK(entries(folder.path) == 2);
     }
     SECTION("no such folder") {
-        CHECK(!st::write(folder.path() / "missing" / "f", second));
-        CHECK(entries(folder.path()) == 1);
+        CHECK(!st::write(folder.path / "missing" / "f", second));
+        CHECK(entries(folder.path) == 1);
     }
 #if NIBBLE_HAS_MMAP
     SECTION("no room for all of it") {
@@ -156,11 +151,11 @@ TEST_CASE("a failure leaves the old file and nothing else") {
         std::signal(SIGXFSZ, handler);
         CHECK(s.code() == errc::io);
         CHECK(s.message().find("cannot write") != std::string::npos);
-        CHECK(entries(folder.path()) == 1);
+        CHECK(entries(folder.path) == 1);
     }
 #endif
     CHECK(slurp(path) == before);
     REQUIRE(st::write(path, second));
     CHECK(slurp(path) != before);
-    CHECK(entries(folder.path()) >= 1);
+    CHECK(entries(folder.path) >= 1);
 }

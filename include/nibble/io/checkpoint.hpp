@@ -95,6 +95,18 @@ public:
         return at == tensors_.end() ? nullptr : at->second;
     }
     const safetensors::tensor* find(std::string_view name) const&& = delete;
+    /// All tensors of all shards, by name.
+    [[nodiscard]] std::vector<const safetensors::tensor*> tensors() const& {
+        std::vector<const safetensors::tensor*> out;
+        for (const auto& [name, t] : tensors_) out.push_back(t);
+        std::sort(out.begin(), out.end(), [](const auto* a, const auto* b) { return a->name < b->name; });
+        return out;
+    }
+    std::vector<const safetensors::tensor*> tensors() const&& = delete;
+    /// The bytes of one of them are not needed for now: file_bytes::release().
+    void release(const safetensors::tensor& t) const noexcept {
+        for (const safetensors::file& shard : shards_) shard.release(t);
+    }
 
     /// Layer i of layers(). Exact, but for the exceptions that the layouts name. A plain layer of F32 is a matrix where
     /// bfloat16 or fp16 holds all its values, else errc::unsupported: find() and tensor::view() give the floats.

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
@@ -127,7 +128,25 @@ public:
     /// Whether the bytes are a mapping of the file rather than a copy.
     [[nodiscard]] bool mapped() const noexcept { return mapping_ != nullptr; }
 
+    /// `part` is not needed for now: its pages leave this process's memory, and are mapped again when they are touched.
+    /// Who reads a file larger than memory from end to end says so; nothing else changes. Does nothing for a copy.
+    void release([[maybe_unused]] std::span<const std::byte> part) const noexcept {
+#if NIBBLE_HAS_MMAP && defined(MADV_DONTNEED)
+        if (mapping_ == nullptr || part.empty() || !contains(part)) return;
+        const auto begin = static_cast<const std::byte*>(mapping_);
+        const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+        const auto first = static_cast<std::size_t>(part.data() - begin) / page * page;
+        const auto last = static_cast<std::size_t>(part.data() - begin) + part.size();
+        static_cast<void>(::madvise(static_cast<std::byte*>(mapping_) + first, last - first, MADV_DONTNEED));
+#endif
+    }
+
 private:
+    [[nodiscard]] bool contains(std::span<const std::byte> part) const noexcept {
+        const auto all = bytes();
+        const std::less_equal<const std::byte*> before;
+        return before(all.data(), part.data()) && before(part.data() + part.size(), all.data() + all.size());
+    }
     void swap(file_bytes& other) noexcept {
         std::swap(mapping_, other.mapping_);
         std::swap(copy_, other.copy_);
