@@ -228,6 +228,35 @@ TEST_CASE("I3: a diagonal Hessian changes nothing", "[gptq]") {
     }
 }
 
+TEST_CASE("scales come from the grid of clipped ranges, weighted by the diagonal", "[gptq]") {
+    MatrixXf x = MatrixXf::Zero(48, 48);
+    nibble::importance squares(48);
+    for (extent k = 0; k < 48; ++k) x(k, k) = std::exp2(static_cast<float>((k * 29) % 48) / 6.0f);
+    squares.add(x);
+    const std::vector<float> weights = squares.weights();
+    const MatrixXf w = data::matrix(33, 48, 65, data::distribution::laplace);
+    const nibble::quantize_plan p = plan<nibble::int3>(zero_point, 16);
+    const nibble::mse grid{nibble::offset_kind::zero_point, 30, 0.02f};
+    const auto searched = [&](const MatrixXf& m, const std::vector<float>& h) {
+        return nibble::dequantize(nibble::quantize<nibble::int3>(m, grid, nibble::per_group{16}, {.scale = nibble::scales::f32, .importance = h}));
+    };
+    const gptq_result in_place = gptq(w, seen<double>(x), p);  // nothing to compensate: the search alone is left
+    CHECK(data::bits_differing(nibble::dequantize(in_place.weights), searched(w, weights)) == 0);
+    gptq_options o;
+    o.static_groups = false;
+    const gptq_result moved = gptq(w, seen<double>(x), p, o);
+    REQUIRE(moved.order.size() == 48);
+    MatrixXf w2(33, 48);
+    std::vector<float> weights2(48);
+    for (extent j = 0; j < 48; ++j) {
+        w2.col(j) = w.col(moved.order[static_cast<std::size_t>(j)]);
+        weights2[static_cast<std::size_t>(j)] = weights[static_cast<std::size_t>(moved.order[static_cast<std::size_t>(j)])];
+        if (j > 0) CHECK(weights2[static_cast<std::size_t>(j)] <= weights2[static_cast<std::size_t>(j - 1)]);
+    }
+    CHECK(data::bits_differing(nibble::dequantize(moved.weights), searched(w2, weights2)) == 0);
+    CHECK(in_place.report.loss_after < 0.9 * in_place.report.loss_before);
+}
+
 TEST_CASE("I4: block sizes and threads change nothing", "[gptq]") {
     const MatrixXf w = data::matrix(600, 150, 70), x = correlated(150, 400, 71);
     auto threads = nibble::make_executor(3, [](extent tasks, nibble::task_body body) {
@@ -300,6 +329,13 @@ TEST_CASE("I7: dead channels become the code of zero", "[gptq]") {
             live.col(40).setZero();
             CHECK(r.report.loss_after == Approx(loss(live, q, x, 0.0)).epsilon(1e-6));
             CHECK((live - q).norm() < 0.12f * live.norm());
+            // zero may be no code of a minimum: what it becomes is not counted
+            const nibble::min_offset minimum;
+            const gptq_result m = gptq(w, seen<double>(x), plan<nibble::int4>(minimum, 16), o);
+            CHECK(m.report.loss_after == Approx(loss(live, natural(m), x, 0.0)).epsilon(1e-6));
+            // a dead channel is no reason to raise the damping
+            o.damping = 0.0;
+            CHECK(gptq(w, seen<double>(x), p, o).report.damping_raised == 0);
         }
 }
 
@@ -332,6 +368,13 @@ TEST_CASE("fewer tokens than columns, a singular Hessian: the damping is raised,
         CHECK(r.report.loss_after < 0.5 * r.report.loss_before);
         CHECK(nibble::dequantize(r.weights).allFinite());
         CHECK((nibble::dequantize(r.weights) - w).norm() < 0.5f * w.norm());
+    }
+    // pivots that are nothing but rounding, of either sign
+    for (std::uint64_t i = 0; i < 20; ++i) {
+        MatrixXf twice = data::matrix(24, 200, 200 + i);
+        twice.row(7) = 1.7f * twice.row(20) - 0.3f * twice.row(2);
+        const gptq_result r = gptq(data::matrix(8, 24, 300 + i), seen<float>(twice), plan<nibble::int4>(absmax, 24), o);
+        CHECK(r.report.damping_raised == 1);
     }
     // one token
     const gptq_result r = gptq(w, seen<float>(x.leftCols(1)), plan<nibble::int4>(absmax, 32));

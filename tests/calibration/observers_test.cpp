@@ -64,6 +64,38 @@ TEST_CASE("percentile, mse and entropy find the bins of an implementation in dou
     }
 }
 
+TEST_CASE("entropy does not look at the first bin, where zeros pile up", "[observers]") {
+    std::vector<double> counts = golden::file("algorithms/calibration").read<double>("H_g.counts");
+    const double limit = nibble::entropy_limit(counts, 1.0);
+    counts[0] = 1e12;
+    CHECK(nibble::entropy_limit(counts, 1.0) == limit);
+}
+
+TEST_CASE("a histogram of one value, of none, and merging either way", "[observers]") {
+    nibble::histogram_observer seen(1), empty(1);
+    seen.add(MatrixXf::Constant(1, 10, 2.0f));
+    CHECK(seen.range() == value_range{2.0f, 2.0f});
+    seen.add(MatrixXf::Constant(1, 5, 2.0f));
+    empty.merge(seen);
+    CHECK(empty.range() == value_range{2.0f, 2.0f});
+    MatrixXf ends(1, 2);
+    ends << 0.0f, 4.0f;
+    for (nibble::histogram_observer* h : {&seen, &empty}) {
+        h->add(ends);
+        CHECK(h->counts()[0] == 1.0);
+        CHECK(h->counts()[1024] == 15.0);
+        CHECK(h->counts()[2047] == 1.0);
+    }
+    nibble::histogram_observer narrow(4), wide(4);
+    narrow.add(data::matrix(4, 500, 8));
+    wide.add(10.0f * data::matrix(4, 500, 9) + MatrixXf::Constant(4, 500, 15.0f));
+    nibble::histogram_observer other = wide;
+    other.merge(narrow);
+    narrow.merge(wide);
+    CHECK(std::equal(narrow.counts().begin(), narrow.counts().end(), other.counts().begin()));
+    CHECK(narrow.seen() == other.seen());
+}
+
 TEST_CASE("the search of PyTorch's HistogramObserver, on its histograms", "[observers]") {
     const golden::file file("pytorch/observers");
     struct search {
@@ -169,6 +201,9 @@ TEST_CASE("min and max: batches, order and threads do not matter", "[observers]"
         CHECK(whole.range(k) == value_range{x.row(k).minCoeff(), x.row(k).maxCoeff()});
         CHECK(parts.range(k) == whole.range(k));
     }
+    nibble::min_max_observer empty(17);
+    empty.merge(whole);
+    CHECK(empty.range() == whole.range());
     nibble::min_max_observer one_sided(1);
     one_sided.add(MatrixXf::Constant(1, 4, 3.0f));  // zero was not seen
     CHECK(one_sided.range() == value_range{3.0f, 3.0f});

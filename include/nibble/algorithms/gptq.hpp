@@ -138,21 +138,7 @@ public:
     gptq_run(const const_view& w, const basic_hessian<Scalar>& h, const quantize_plan& plan, const gptq_options& options)
         : w_(w), h_(h), plan_(plan), options_(options) {}
 
-    [[nodiscard]] gptq_result run() && {
-        check();
-        const fp_environment environment;
-        look_at_diagonal();
-        result_.report.tokens = h_.tokens();
-        result_.report.few_tokens = h_.tokens() < w_.cols;
-        factor_ = factorize(h_, order_, dead_, mean_, options_.damping);
-        result_.report.damping = factor_.damping;
-        result_.report.damping_raised = factor_.raised;
-        corrections_.resize(w_.rows, w_.cols);
-        if (options_.measure_before) measure_before();
-        sweep();
-        if (options_.act_order && !options_.static_groups) result_.order = order_;
-        return std::move(result_);
-    }
+    [[nodiscard]] gptq_result run() &&;
 
 private:
     static constexpr index tile_rows = 256;  // of products: the same with any number of threads
@@ -359,6 +345,34 @@ private:
     matrix corrections_;        // N x K, in the order of the sweep
     mse grid_;
 };
+
+// Not inline: with nibble::compiled it is instantiated there, for it takes a compiler ten seconds.
+template <class Scalar>
+gptq_result gptq_run<Scalar>::run() && {
+    check();
+    const fp_environment environment;
+    look_at_diagonal();
+    result_.report.tokens = h_.tokens();
+    result_.report.few_tokens = h_.tokens() < w_.cols;
+    factor_ = factorize(h_, order_, dead_, mean_, options_.damping);
+    result_.report.damping = factor_.damping;
+    result_.report.damping_raised = factor_.raised;
+    corrections_.resize(w_.rows, w_.cols);
+    if (options_.measure_before) measure_before();
+    sweep();
+    if (options_.act_order && !options_.static_groups) result_.order = order_;
+    return std::move(result_);
+}
+
+#if defined(NIBBLE_COMPILED)
+#if NIBBLE_DEFINE_API
+template class gptq_run<float>;
+template class gptq_run<double>;
+#else
+extern template class gptq_run<float>;
+extern template class gptq_run<double>;
+#endif
+#endif
 
 }  // namespace detail
 

@@ -32,23 +32,7 @@ public:
     void add(const Eigen::DenseBase<X>& x, executor* threads = nullptr) {
         add(eigen_view<X>(x).get(), threads);
     }
-    void add(const const_view& x, executor* threads = nullptr) {
-        const detail::fp_environment environment;
-        matrix_type block;
-        detail::for_token_blocks(x, channels(), "hessian", [&](const float* values, index tokens) {
-            block = Eigen::Map<const Eigen::MatrixXf>(values, channels(), tokens).template cast<Scalar>();
-            // Below the diagonal, in strips of columns that are the same with any number of threads.
-            const auto strip = [&](index i) {
-                const detail::fp_environment inner;
-                const index first = i * strip_columns, rows = channels() - first, cols = (std::min)(strip_columns, rows);
-                sum_.block(first, first, rows, cols).noalias() += block.bottomRows(rows) * block.middleRows(first, cols).transpose();
-            };
-            const index strips = detail::ceil_div(channels(), strip_columns);
-            if (threads != nullptr) threads->parallel_for(strips, strip);
-            else for (index i = 0; i < strips; ++i) strip(i);
-        });
-        tokens_ += x.cols;
-    }
+    void add(const const_view& x, executor* threads = nullptr);
     /// Adds what another one has seen.
     void merge(const basic_hessian& other) {
         if (other.channels() != channels())
@@ -75,6 +59,36 @@ private:
     matrix_type sum_;  // the lower triangle counts
     index tokens_ = 0;
 };
+
+// Not inline: with nibble::compiled it is instantiated there.
+template <class Scalar>
+void basic_hessian<Scalar>::add(const const_view& x, executor* threads) {
+    const detail::fp_environment environment;
+    matrix_type block;
+    detail::for_token_blocks(x, channels(), "hessian", [&](const float* values, index tokens) {
+        block = Eigen::Map<const Eigen::MatrixXf>(values, channels(), tokens).template cast<Scalar>();
+        // Below the diagonal, in strips of columns that are the same with any number of threads.
+        const auto strip = [&](index i) {
+            const detail::fp_environment inner;
+            const index first = i * strip_columns, rows = channels() - first, cols = (std::min)(strip_columns, rows);
+            sum_.block(first, first, rows, cols).noalias() += block.bottomRows(rows) * block.middleRows(first, cols).transpose();
+        };
+        const index strips = detail::ceil_div(channels(), strip_columns);
+        if (threads != nullptr) threads->parallel_for(strips, strip);
+        else for (index i = 0; i < strips; ++i) strip(i);
+    });
+    tokens_ += x.cols;
+}
+
+#if defined(NIBBLE_COMPILED)
+#if NIBBLE_DEFINE_API
+template class basic_hessian<float>;
+template class basic_hessian<double>;
+#else
+extern template class basic_hessian<float>;
+extern template class basic_hessian<double>;
+#endif
+#endif
 
 using hessian = basic_hessian<float>;
 

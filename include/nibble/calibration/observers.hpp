@@ -190,9 +190,8 @@ public:
         ranges_.merge(other.ranges_);
         if (!other.ranges_.any()) return;
         magnitude_histogram h = other;
-        fit();
+        fit();  // at least as wide as the other: its values are in ranges_ now
         while (h.exponent_ < exponent_) h.halve();
-        while (exponent_ < h.exponent_) halve();
         for (std::size_t i = 0; i < counts_.size(); ++i) counts_[i] += h.counts_[i];
     }
 
