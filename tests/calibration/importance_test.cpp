@@ -89,12 +89,11 @@ TEST_CASE("a search with importance loses less where it counts", "[importance]")
     importance seen(256);
     seen.add(x);
     const std::vector<float> h = seen.weights();
-    double plain = 0.0, weighted = 0.0;
     const MatrixXf a = nibble::dequantize(nibble::quantize<nibble::q4_k>(w));
     const MatrixXf b = nibble::dequantize(nibble::quantize<nibble::q4_k>(w, {.importance = h}));
-    plain = ((w - a) * x).squaredNorm();
-    weighted = ((w - b) * x).squaredNorm();
-    CHECK(weighted < 0.95 * plain);
+    const float plain = ((w - a) * x).squaredNorm();
+    const float weighted = ((w - b) * x).squaredNorm();
+    CHECK(weighted < 0.95f * plain);
 }
 
 TEST_CASE("refusals leave the sums alone", "[importance]") {

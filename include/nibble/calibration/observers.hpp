@@ -305,12 +305,6 @@ private:
         if (from == to) return;
         std::vector<double> old(counts_.size(), 0.0);
         old.swap(counts_);
-        if (from.low == from.high) {
-            double all = 0.0;
-            for (const double c : old) all += c;
-            counts_[bin_of(static_cast<double>(from.low), to)] += all;
-            return;
-        }
         constexpr index parts = 16;
         const double low = static_cast<double>(from.low), part = (static_cast<double>(from.high) - low) / static_cast<double>(bins * parts);
         for (index i = 0; i < bins * parts; ++i)
