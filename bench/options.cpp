@@ -103,7 +103,8 @@ void describe_options(CLI::App& app, command_line& line) {
         "sample of every format per round, in a new random order each, as many rounds as the time budget allows\n"
         "(at least 3, at most 25). quantize is timed on 256 rows. Every product is first compared with plain loops\n"
         "in double: a format that disagrees shows WRONG.\n\n"
-        "`nibble_bench roofline` measures kernels against the limits of this CPU instead; it has options of its own.\n\n"
+        "`nibble_bench roofline` measures kernels against the limits of this CPU instead; it has options of its own.\n"
+        "`nibble_bench io` measures files: opening, repacking, converting.\n\n"
         "Exit codes: 0 well, 1 an option, file or disk is wrong, 2 a product is wrong, 130 Ctrl-C");
     app.add_option("--format", line.formats, "formats to compare, a,b,c (default: all of --list)")
         ->delimiter(',')
