@@ -47,7 +47,6 @@ affine search_affine(const float* x) {
         const float d = scale * static_cast<float>(clamped(inverse * (x[i] - low), 0, 15)) + low - x[i];
         best += weight[i] * (d * d);
     }
-    float least = low;
     for (int step = 0; step <= 20; ++step) {
         inverse = (-1.0f + 0.1f * static_cast<float>(step) + 15.0f) / (high - low);
         int code[32];
@@ -75,10 +74,10 @@ affine search_affine(const float* x) {
         if (error < best) {
             best = error;
             scale = this_scale;
-            least = this_low;
+            low = this_low;  // the next trial divides by high - this one
         }
     }
-    return {scale, -least};
+    return {scale, -low};
 }
 
 // x is about scale * code, codes -32 to 31, weighted by x^2.

@@ -16,10 +16,12 @@
 // NVFP4 scale bytes with a sign bit.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "../executor.hpp"
 #include "../formats/list.hpp"
 #include "../qmatrix.hpp"
 
@@ -184,6 +186,12 @@ inline void store_u16(std::uint8_t* at, std::uint16_t u) noexcept {
     at[0] = static_cast<std::uint8_t>(u & 0xff);
     at[1] = static_cast<std::uint8_t>(u >> 8);
 }
+[[nodiscard]] inline std::uint64_t load_u64(const std::uint8_t* at) noexcept {
+    std::uint64_t u;
+    std::memcpy(&u, at, 8);
+    return u;
+}
+inline void store_u64(std::uint8_t* at, std::uint64_t u) noexcept { std::memcpy(at, &u, 8); }
 [[nodiscard]] constexpr bool is_finite_fp16(std::uint16_t h) noexcept { return (h & 0x7c00u) != 0x7c00u; }
 [[nodiscard]] constexpr bool is_finite_fp32(std::uint32_t u) noexcept { return (u & 0x7f800000u) != 0x7f800000u; }
 [[nodiscard]] constexpr bool is_finite_bf16(std::uint16_t h) noexcept { return (h & 0x7f80u) != 0x7f80u; }
@@ -193,6 +201,20 @@ inline void read_plane(const std::uint8_t* bytes, const plane& p, int count, int
     if (p.bits == 0) return;
     const unsigned mask = (1u << p.bits) - 1;
     const std::uint8_t* run = bytes + p.at;
+    if (p.width % 8 == 0 && count % p.width == 0) {  // eight bytes at a time
+        const std::uint64_t masks = mask * 0x0101010101010101u;
+        for (int i = 0; i < count; run += p.width)
+            for (int shift = 0; shift < 8 && i < count; shift += p.bits)
+                for (int w = 0; w < p.width; w += 8, i += 8) store_u64(out + i, load_u64(out + i) | (load_u64(run + w) >> shift & masks) << done);
+        return;
+    }
+    if (p.width == 1 && p.bits == 1 && count % 8 == 0) {  // a byte of eight bits at a time
+        for (int i = 0; i < count; i += 8, ++run) {
+            const std::uint64_t bit = *run * 0x0101010101010101u & 0x8040201008040201u;
+            store_u64(out + i, load_u64(out + i) | ((bit + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u) << done);
+        }
+        return;
+    }
     for (int i = 0; i < count; run += p.width)
         for (int shift = 0; shift < 8; shift += p.bits)
             for (int w = 0; w < p.width; ++w, ++i)
@@ -268,14 +290,16 @@ inline void write_trits(std::uint8_t* bytes, const std::uint8_t* code) noexcept 
     return t.scale_low.bits == 0 ? 0 : groups_of(t) * (t.offset == offset_kind::minimum ? 2 : 1);
 }
 
-inline void read_block(const block_type& t, const std::uint8_t* bytes, block& b) noexcept {
-    std::memset(b.code, 0, sizeof b.code);
-    std::memset(b.scale, 0, sizeof b.scale);
+inline void read_codes(const block_type& t, const std::uint8_t* bytes, block& b) noexcept {
+    std::memset(b.code, 0, static_cast<std::size_t>(t.elements));
     if (t.id == type::tq1_0) read_trits(bytes, b.code);
     read_plane(bytes, t.low, t.elements, 0, b.code);
     read_plane(bytes, t.high, t.elements, t.low.bits, b.code);
     if (t.flip != 0)
         for (int i = 0; i < t.elements; ++i) b.code[i] = static_cast<std::uint8_t>(b.code[i] ^ t.flip);
+}
+inline void read_scales(const block_type& t, const std::uint8_t* bytes, block& b) noexcept {
+    std::memset(b.scale, 0, sizeof b.scale);
     if (has_k4_scales(t.id)) read_k4_scales(bytes + 4, b.scale, b.scale + 8);
     read_plane(bytes, t.scale_low, stored_scales(t), 0, b.scale);
     read_plane(bytes, t.scale_high, stored_scales(t), t.scale_low.bits, b.scale);
@@ -283,6 +307,10 @@ inline void read_block(const block_type& t, const std::uint8_t* bytes, block& b)
     if (t.d_at >= 0) b.d = load_u16(bytes + t.d_at);
     if (t.id == type::q8_k) b.d |= static_cast<std::uint32_t>(load_u16(bytes + 2)) << 16;
     if (t.m_at >= 0) b.m = load_u16(bytes + t.m_at);
+}
+inline void read_block(const block_type& t, const std::uint8_t* bytes, block& b) noexcept {
+    read_codes(t, bytes, b);
+    read_scales(t, bytes, b);
 }
 
 inline void write_block(const block_type& t, const block& b, std::uint8_t* bytes) noexcept {
@@ -344,6 +372,130 @@ inline void fill_scales(const block_type& t, const block& b, qmatrix_builder& ou
             if (two_level) out.set_offset(n, at, b.scale[groups_of(t) + g]);
         }
     }
+}
+
+/// 32 codes of one row, a byte each, to the cells of one row: what put_quad does, a plane of bits at a time.
+template <int Bits>
+inline void put_run(const std::uint8_t* code, std::uint8_t* to) noexcept {
+    std::uint32_t quad[8];
+    std::memcpy(quad, code, 32);
+    int done = 0;  // bits of the codes
+    for (int plane = 8; plane != 0; plane >>= 1) {
+        if ((Bits & plane) == 0) continue;
+        const std::uint32_t mask = 0x01010101u * ((1u << plane) - 1);
+        const int per_word = 8 / plane;  // quads
+        for (int q = 0; q < 8; q += per_word, to += cell_bytes) {
+            std::uint32_t word = 0;
+            for (int i = 0; i < per_word; ++i) word |= (quad[q + i] >> done & mask) << (plane * i);
+            std::memcpy(to, &word, 4);
+        }
+        done += plane;
+    }
+}
+template <int Bits>
+inline void put_codes(const block_type& t, const std::uint8_t* bytes, block& b, std::uint8_t* to) noexcept {
+    if (Bits == 4 && t.high.bits == 0 && t.low.width % 8 == 0) {  // nibbles, which need not become bytes
+        constexpr std::uint64_t nibbles = 0x0f0f0f0f0f0f0f0fu;
+        const std::uint8_t* run = bytes + t.low.at;
+        const int width = t.low.width;
+        for (int first = 0; first < t.elements; first += 2 * width, run += width)
+            for (int w = 0; w < width; w += 8) {
+                const std::uint64_t u = load_u64(run + w), low = u & nibbles, high = u >> 4 & nibbles;
+                const auto a = static_cast<std::uint32_t>(low | low >> 28), c = static_cast<std::uint32_t>(high | high >> 28);
+                std::memcpy(to + (first + w) / 8 * cell_bytes, &a, 4);
+                std::memcpy(to + (first + width + w) / 8 * cell_bytes, &c, 4);
+            }
+        return;
+    }
+    if (Bits == 8) {
+        for (int i = 0; i < t.elements; i += 4, to += cell_bytes) {
+            std::uint32_t word;
+            std::memcpy(&word, bytes + t.low.at + i, 4);
+            word ^= t.flip * 0x01010101u;
+            std::memcpy(to, &word, 4);
+        }
+        return;
+    }
+    read_codes(t, bytes, b);
+    for (int i = 0; i < t.elements; i += 32, to += Bits * cell_bytes) put_run<Bits>(b.code + i, to);
+}
+
+/// The rows of panel p, block column by block column: 16 rows fill a cell while it is in the cache. False if a block has
+/// a defect.
+template <int Bits>
+[[nodiscard]] NIBBLE_NOINLINE bool unpack_panel(const block_type& t, const std::uint8_t* bytes, qmatrix_builder& out, index p) {
+    const nibble::detail::layout& l = out.layout();
+    const index first = p * panel_rows, live = (std::min)(panel_rows, l.rows - first), blocks = l.cols / t.elements;
+    if (live < panel_rows) std::memset(out.panel(p), 0, static_cast<std::size_t>(l.panel_bytes));
+    const std::uint8_t* const from = bytes + first * blocks * t.bytes;
+    block b;
+    for (index i = 0; i < blocks; ++i) {
+        std::uint8_t* const to = out.panel(p) + i * (t.elements / 32) * Bits * cell_bytes;
+        for (index r = 0; r < live; ++r) {
+            const std::uint8_t* const at = from + (r * blocks + i) * t.bytes;
+            read_scales(t, at, b);
+            if (find_defect(t, b).text != nullptr) return false;
+            put_codes<Bits>(t, at, b, to + 4 * r);
+            fill_scales(t, b, out, first + r, i * t.elements);
+        }
+    }
+    return true;
+}
+
+/// The first defect of row `first` or one behind it.
+[[nodiscard]] inline nibble::failure first_defect(const block_type& t, std::span<const std::uint8_t> bytes, index rows, index cols, index first) {
+    const index blocks = nibble::detail::ceil_div(cols, t.elements);
+    block b;
+    for (index n = first; n < rows; ++n)
+        for (index i = 0; i < blocks; ++i) {
+            const index at = (n * blocks + i) * t.bytes;
+            read_block(t, bytes.data() + at, b);
+            if (const defect d = find_defect(t, b); d.text != nullptr)
+                return bad(errc::malformed, place(t, n, i) + ": " + d.text, static_cast<std::uint64_t>(at + d.at));
+        }
+    return bad(errc::malformed, "no defect");  // nobody asks without one
+}
+
+[[nodiscard]] inline result<qmatrix> unpack_blocks(const block_type& t, std::span<const std::uint8_t> bytes, index rows, index cols,
+                                                   executor* threads) {
+    using nibble::detail::initial_codes;
+    using panel_function = bool (*)(const block_type&, const std::uint8_t*, qmatrix_builder&, index);
+    constexpr panel_function by_bits[] = {nullptr, unpack_panel<1>, unpack_panel<2>, unpack_panel<3>, unpack_panel<4>,
+                                          unpack_panel<5>, unpack_panel<6>, nullptr, unpack_panel<8>};
+    const bool whole = cols % t.elements == 0;  // then groups, multiples of 4, follow each other in the cells without padding
+    qmatrix_builder out(rows, cols, format_handle(*t.format), t.scheme, t.offset, per_group{t.group}, t.matrix_name,
+                        whole ? initial_codes::unset : initial_codes::zero);
+    if (whole) {
+        const panel_function panel = by_bits[t.format->bits];
+        const index panels = out.layout().panels;
+        std::atomic<index> wrong{panels};  // the first panel with a defect
+        const auto one = [&](index p) {
+            if (panel(t, bytes.data(), out, p)) return;
+            index before = wrong.load();
+            while (p < before && !wrong.compare_exchange_weak(before, p)) {
+            }
+        };
+        if (threads != nullptr) threads->parallel_for(panels, one);
+        else
+            for (index p = 0; p < panels && wrong.load(std::memory_order_relaxed) == panels; ++p) one(p);
+        if (wrong.load() != panels) return first_defect(t, bytes, rows, cols, wrong.load() * panel_rows);
+        return std::move(out).finish();
+    }
+    // Rows that end inside a block, through a row of codes.
+    const index blocks = nibble::detail::ceil_div(cols, t.elements);
+    std::vector<std::uint8_t> codes(rows == 0 ? 0 : static_cast<std::size_t>(blocks * t.elements));
+    block b;
+    const std::uint8_t* at = bytes.data();
+    for (index n = 0; n < rows; ++n) {
+        for (index first = 0; first < cols; first += t.elements, at += t.bytes) {
+            read_block(t, at, b);
+            if (find_defect(t, b).text != nullptr) return first_defect(t, bytes, rows, cols, n);
+            std::memcpy(codes.data() + first, b.code, static_cast<std::size_t>(t.elements));
+            fill_scales(t, b, out, n, first);
+        }
+        out.set_row(n, codes.data());
+    }
+    return std::move(out).finish();
 }
 
 [[nodiscard]] inline result<qmatrix> unpack_wide(const block_type& t, std::span<const std::uint8_t> bytes, index rows,
@@ -418,8 +570,8 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
 }
 
 /// The matrix in `bytes`, rows x cols (ne[1] x ne[0] of GGUF), exactly. A failure names what was expected and the byte
-/// of `bytes` at which it went wrong.
-[[nodiscard]] inline result<qmatrix> unpack(type t, std::span<const std::uint8_t> bytes, index rows, index cols) {
+/// of `bytes` at which it went wrong. Panels of 16 rows go to `threads`, if given; the result does not depend on them.
+[[nodiscard]] inline result<qmatrix> unpack(type t, std::span<const std::uint8_t> bytes, index rows, index cols, executor* threads = nullptr) {
     const detail::block_type* b = detail::find(t);
     if (b == nullptr)
         return detail::bad(errc::unsupported,
@@ -440,23 +592,7 @@ inline void take_block(const block_type& t, const qmatrix& m, index n, index fir
                                std::to_string(size) + " bytes",
                            size);
     if (b->format->decode == decode_class::wide) return detail::unpack_wide(*b, bytes, rows, cols);
-    qmatrix_builder out(rows, cols, format_handle(*b->format), b->scheme, b->offset, per_group{b->group},
-                        b->matrix_name);
-    std::vector<std::uint8_t> codes(rows == 0 ? 0 : static_cast<std::size_t>(row / b->bytes * b->elements));
-    detail::block block;
-    const std::uint8_t* at = bytes.data();
-    for (index n = 0; n < rows; ++n) {
-        for (index first = 0; first < cols; first += b->elements, at += b->bytes) {
-            detail::read_block(*b, at, block);
-            if (const detail::defect d = detail::find_defect(*b, block); d.text != nullptr)
-                return detail::bad(errc::malformed, detail::place(*b, n, first / b->elements) + ": " + d.text,
-                                   static_cast<std::uint64_t>(at - bytes.data() + d.at));
-            std::memcpy(codes.data() + first, block.code, static_cast<std::size_t>(b->elements));
-            detail::fill_scales(*b, block, out, n, first);
-        }
-        out.set_row(n, codes.data());
-    }
-    return std::move(out).finish();
+    return detail::unpack_blocks(*b, bytes, rows, cols, threads);
 }
 
 /// The type whose blocks can hold the matrix exactly, by its code format, scale scheme, offset and groups. A scale that

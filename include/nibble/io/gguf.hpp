@@ -99,9 +99,9 @@ public:
     }
     result<const tensor*> at(std::string_view name) const&& = delete;
     /// tensor::matrix() and tensor::values() of that name.
-    [[nodiscard]] result<qmatrix> matrix(std::string_view name) const {
+    [[nodiscard]] result<qmatrix> matrix(std::string_view name, executor* threads = nullptr) const {
         const auto t = at(name);
-        return t ? t.value()->matrix() : result<qmatrix>(t.failure());
+        return t ? t.value()->matrix(threads) : result<qmatrix>(t.failure());
     }
     [[nodiscard]] result<std::vector<float>> values(std::string_view name) const {
         const auto t = at(name);

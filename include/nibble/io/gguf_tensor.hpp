@@ -56,8 +56,8 @@ struct tensor {
     /// Rows first .. first + count - 1 as a tensor of two dimensions: how to read one expert, or a tensor piece by piece.
     [[nodiscard]] result<tensor> row_block(std::uint64_t first, std::uint64_t count) const;
     /// rows() x cols(), ready to multiply, without any rounding. Takes the types of ggml::is_supported(). A matrix keeps
-    /// its rows in panels of 16: fewer rows take the memory of 16.
-    [[nodiscard]] result<qmatrix> matrix() const;
+    /// its rows in panels of 16: fewer rows take the memory of 16. `threads`, if given, share the work.
+    [[nodiscard]] result<qmatrix> matrix(executor* threads = nullptr) const;
     /// The elements as floats, ne[0] fastest: exact, but I32, I64 and F64 are rounded to the nearest float.
     [[nodiscard]] result<std::vector<float>> values() const;
     /// F32, F64, F16 and BF16 in place, rows() x cols(). The data of a view may be unaligned.
@@ -85,12 +85,12 @@ inline result<tensor> tensor::row_block(std::uint64_t first, std::uint64_t count
     return part;
 }
 
-inline result<qmatrix> tensor::matrix() const {
+inline result<qmatrix> tensor::matrix(executor* threads) const {
     if (!ggml::is_supported(type)) return refuse(errc::unsupported, "this type cannot be a quantized matrix");
     if (bytes.empty() && (rows() > most_empty_rows || cols() > most_empty_rows))
         return refuse(errc::out_of_range, "too large for a matrix without elements");
     auto m = ggml::unpack(type, {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()},
-                          static_cast<nibble::index>(rows()), static_cast<nibble::index>(cols()));
+                          static_cast<nibble::index>(rows()), static_cast<nibble::index>(cols()), threads);
     if (m) return m;
     failure why = refuse(m.failure().code, m.failure().message);
     why.offset = offset + m.failure().offset;
