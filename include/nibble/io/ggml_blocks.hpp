@@ -429,6 +429,22 @@ template <int Bits>
     if (live < panel_rows) std::memset(out.panel(p), 0, static_cast<std::size_t>(l.panel_bytes));
     const std::uint8_t* const from = bytes + first * blocks * t.bytes;
     block b;
+    if (t.scheme.storage == scale_storage::f16 && t.group == t.elements) {  // a scale a block, as it stands in the file
+        for (index i = 0; i < blocks; ++i) {
+            std::uint8_t* const to = out.panel(p) + i * (t.elements / 32) * Bits * cell_bytes;
+            std::uint8_t* const scale = out.data() + l.scales_at + (p * l.groups + i) * l.scale_line;
+            std::uint8_t* const least = out.data() + l.offsets_at + (p * l.groups + i) * l.offset_line;
+            for (index r = 0; r < live; ++r) {
+                const std::uint8_t* const at = from + (r * blocks + i) * t.bytes;
+                const std::uint16_t d = load_u16(at + t.d_at), m = t.m_at >= 0 ? load_u16(at + t.m_at) : std::uint16_t{0};
+                if (!is_finite_fp16(d) || !is_finite_fp16(m)) return false;
+                put_codes<Bits>(t, at, b, to + 4 * r);
+                store_u16(scale + 2 * r, d);
+                if (t.m_at >= 0) store_u16(least + 2 * r, m);
+            }
+        }
+        return true;
+    }
     for (index i = 0; i < blocks; ++i) {
         std::uint8_t* const to = out.panel(p) + i * (t.elements / 32) * Bits * cell_bytes;
         for (index r = 0; r < live; ++r) {
