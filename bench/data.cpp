@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <random>
 #include <utility>
 
+#include <nibble/io/gguf.hpp>
 #include <nibble/io/safetensors.hpp>
 
 namespace bench {
@@ -88,6 +90,56 @@ std::vector<layer> paired_layers(const std::vector<fs::path>& paths, const std::
     return layers;
 }
 
+// A layer without activations in the file.
+layer synthetic_layer(std::string name, row_matrix weights) {
+    layer l;
+    l.name = std::move(name);
+    l.weights = std::move(weights);
+    l.activations = normal_matrix(synthetic_tokens, l.weights.cols(), 1.0f, 7).transpose();
+    return l;
+}
+
+bool is_gguf(const fs::path& path) {
+    char magic[4] = {};
+    std::ifstream(path, std::ios::binary).read(magic, sizeof magic);
+    return std::string_view(magic, sizeof magic) == "GGUF";
+}
+
+dataset load_gguf(const input_request& request) {
+    namespace gguf = nibble::io::gguf;
+    namespace ggml = nibble::io::ggml;
+    const auto file = gguf::open(request.file);
+    if (!file) throw bad_input("expected a GGUF file: " + file.failure().message + " (at byte " + std::to_string(file.failure().offset) + ")");
+    if (!request.activations.empty()) refuse(request.file, "--activations needs a safetensors file");
+    dataset data;
+    data.description = request.file.string();
+    data.files = {request.file.string()};
+    data.synthetic_activations = true;
+    if (!request.weight.empty())
+        if (const auto found = file.value().at(request.weight); !found) refuse(request.file, found.failure().message);
+    bool decoded = false;
+    for (const gguf::tensor& t : file.value().tensors()) {
+        if (!request.weight.empty() ? t.name != request.weight : !matches(t.name, request.pattern.empty() ? "*.weight" : request.pattern)) continue;
+        const bool whole = t.type == ggml::type::f32 || t.type == ggml::type::f16 || t.type == ggml::type::bf16;
+        const bool usable = (whole || ggml::is_supported(t.type)) && t.dimensions == 2 && t.elements() != 0;
+        if (!usable && request.weight.empty()) continue;
+        if (!usable) refuse(request.file, "tensor \"" + request.weight + "\" must be a matrix of a type that is decoded, found " + t.describe());
+        const auto values = t.values();
+        if (!values) refuse(request.file, values.failure().message);
+        if (!std::all_of(values.value().begin(), values.value().end(), [](float x) { return std::isfinite(x); }))
+            refuse(request.file, "tensor \"" + std::string(t.name) + "\" must be finite");
+        const std::string name = without_suffix(std::string(t.name), weight_suffix);
+        data.layers.push_back(synthetic_layer(whole ? name : name + " (dequantized from " + t.type_name() + ")",
+                                              Eigen::Map<const row_matrix>(values.value().data(), static_cast<Eigen::Index>(t.rows()), static_cast<Eigen::Index>(t.cols()))));
+        decoded = decoded || !whole;
+    }
+    if (data.layers.empty())
+        refuse(request.file, "no tensor of two dimensions matches \"" + (request.pattern.empty() ? "*.weight" : request.pattern) + "\" among " +
+                                 std::to_string(file.value().tensors().size()));
+    if (decoded) data.description += " (quantized tensors, dequantized)";
+    return data;
+}
+
 const safetensors::tensor& find_tensor(const fs::path& path, const safetensors::file& file, const std::string& name) {
     auto found = file.at(name);
     if (!found) refuse(path, found.failure().message);
@@ -132,13 +184,53 @@ dataset load_directory(const fs::path& directory, const std::string& name) {
     return data;
 }
 
+input_request split_input(const std::string& text) {
+    const std::size_t colon = text.rfind(':');
+    std::error_code ignored;
+    if (colon == std::string::npos || fs::exists(text, ignored)) return {text, {}, {}, {}};
+    return {text.substr(0, colon), text.substr(colon + 1), {}, {}};
+}
+
+bool matches(std::string_view name, std::string_view pattern) {
+    std::size_t n = 0, p = 0, star = std::string_view::npos, kept = 0;
+    while (n < name.size()) {
+        if (p < pattern.size() && pattern[p] == '*') {
+            star = p++;
+            kept = n;
+        } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
+            ++n;
+            ++p;
+        } else if (star != std::string_view::npos) {  // the last star takes one more
+            p = star + 1;
+            n = ++kept;
+        } else {
+            return false;
+        }
+    }
+    return pattern.find_first_not_of('*', p) == std::string_view::npos;
+}
+
 dataset load_file(const input_request& request) {
+    if (is_gguf(request.file)) return load_gguf(request);
     std::vector<safetensors::file> files;
     files.push_back(open_file(request.file));
     const safetensors::file& file = files.front();
     dataset data;
     data.description = request.file.string();
     data.files = {request.file.string()};
+    if (!request.pattern.empty()) {
+        for (const safetensors::tensor& t : file.tensors()) {
+            if (!matches(t.name, request.pattern) || ends_with(t.name, input_suffix) || t.shape.size() != 2) continue;
+            const std::string name = without_suffix(t.name, weight_suffix);
+            const safetensors::tensor* input = file.find(name + std::string(input_suffix));
+            data.synthetic_activations = data.synthetic_activations || input == nullptr;
+            data.layers.push_back(input != nullptr ? read_layer(name, {&t, &request.file}, {input, &request.file})
+                                                   : synthetic_layer(name, read_matrix(request.file, t, "[out, in]")));
+        }
+        if (data.layers.empty())
+            refuse(request.file, "no tensor of two dimensions matches \"" + request.pattern + "\" among " + std::to_string(file.tensors().size()));
+        return data;
+    }
     if (request.weight.empty()) {
         data.layers = paired_layers({request.file}, files);
         if (data.layers.empty())
@@ -157,11 +249,7 @@ dataset load_file(const input_request& request) {
     if (input != nullptr) {
         data.layers.push_back(read_layer(name, {&weight, &request.file}, {input, &request.file}));
     } else {
-        layer l;
-        l.name = name;
-        l.weights = read_matrix(request.file, weight, "[out, in]");
-        l.activations = normal_matrix(synthetic_tokens, l.weights.cols(), 1.0f, 7).transpose();
-        data.layers.push_back(std::move(l));
+        data.layers.push_back(synthetic_layer(name, read_matrix(request.file, weight, "[out, in]")));
         data.synthetic_activations = true;
     }
     return data;

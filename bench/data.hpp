@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "types.hpp"
@@ -31,6 +32,7 @@ struct dataset {
 /// What the user asked for with --input, --weight and --activations.
 struct input_request {
     std::filesystem::path file;
+    std::string pattern;      ///< of the tensors' names, with * and ?; empty: all, or the one of `weight`
     std::string weight;       ///< empty: every NAME.weight with a NAME.eval_input
     std::string activations;  ///< empty: NAME.eval_input, else synthetic ones
 };
@@ -39,7 +41,12 @@ struct input_request {
 /// Throws bad_input naming the file, what was expected and what was found.
 [[nodiscard]] dataset load_directory(const std::filesystem::path& directory, const std::string& name);
 
-/// Layers of one file of the user's.
+/// Cuts FILE:PATTERN where FILE is not a file by itself.
+[[nodiscard]] input_request split_input(const std::string& text);
+/// Whether a name matches a pattern: * stands for any characters, ? for one.
+[[nodiscard]] bool matches(std::string_view name, std::string_view pattern);
+
+/// Layers of one file of the user's, safetensors or GGUF. Quantized tensors of GGUF are dequantized, and their layers say so.
 [[nodiscard]] dataset load_file(const input_request& request);
 
 /// rows x cols independent normal numbers of standard deviation `sigma`; the same for the same seed.

@@ -1,5 +1,6 @@
 // nibble_bench: which format shall I take? Compares them on real weights and activations; ./bench/run builds and runs
 // it. `nibble_bench roofline`: how near do the kernels come to what this CPU can do?
+// `nibble_bench io`: what do files cost?
 //
 // Exit codes: 0 all is well; 1 an option, a file or the disk is wrong; 2 a product disagrees with the reference;
 // 130 Ctrl-C.
@@ -11,6 +12,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "io/io_benchmark.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
 #include "report.hpp"
@@ -72,6 +74,23 @@ int run_roofline(const bench::roofline::command_line& line) {
     return measured.complete ? 0 : interrupted_code;
 }
 
+int run_io(const bench::io::command_line& line) {
+    const bench::io::settings s = bench::io::check_settings(line);
+    std::unique_ptr<bench::output_file> json;
+    if (line.json) json = std::make_unique<bench::output_file>(line.json_file);
+
+    bench::catch_interrupts();
+    bench::progress shown;
+    const bench::io::results measured = bench::io::measure(s, shown);
+    shown.clear();
+
+    const bench::environment where = bench::describe_environment();
+    if (json) json->commit(bench::io::json_text(where, s, measured));
+    bench::print(bench::io::table_text(where, s, measured));
+    if (measured.any_wrong()) return wrong_code;
+    return measured.complete ? 0 : interrupted_code;
+}
+
 int complain(const char* what) {
     std::fprintf(stderr, "nibble_bench: %s\n", what);
     return bad_input_code;
@@ -87,18 +106,23 @@ int main(int argc, char** argv) {
         bench::roofline::command_line roofline_line;
         CLI::App* const roofline = app.add_subcommand("roofline");
         bench::roofline::describe_options(*roofline, roofline_line);
+        bench::io::command_line io_line;
+        CLI::App* const io = app.add_subcommand("io");
+        bench::io::describe_options(*io, io_line);
+        app.require_subcommand(0, 1);
         try {
             app.parse(argc, argv);
-            if (roofline->parsed())
+            for (const CLI::App* chosen : app.get_subcommands())
                 for (const CLI::Option* o : app.get_options())
                     if (o->count() != 0)
-                        throw CLI::ExtrasError({o->get_name() + " before roofline belongs to the comparison"});
+                        throw CLI::ExtrasError({o->get_name() + " before " + chosen->get_name() + " belongs to the comparison"});
         } catch (const CLI::CallForHelp&) {
             bench::print(app.help());
             return 0;
         } catch (const CLI::ParseError& e) {
             return complain((std::string(e.what()) + " (--help lists the options)").c_str());
         }
+        if (io->parsed()) return run_io(io_line);
         return roofline->parsed() ? run_roofline(roofline_line) : run(line);
     } catch (const bench::interrupted& e) {
         complain(e.what());

@@ -103,7 +103,8 @@ void describe_options(CLI::App& app, command_line& line) {
         "sample of every format per round, in a new random order each, as many rounds as the time budget allows\n"
         "(at least 3, at most 25). quantize is timed on 256 rows. Every product is first compared with plain loops\n"
         "in double: a format that disagrees shows WRONG.\n\n"
-        "`nibble_bench roofline` measures kernels against the limits of this CPU instead; it has options of its own.\n\n"
+        "`nibble_bench roofline` measures kernels against the limits of this CPU instead; it has options of its own.\n"
+        "`nibble_bench io` measures files: opening, repacking, converting.\n\n"
         "Exit codes: 0 well, 1 an option, file or disk is wrong, 2 a product is wrong, 130 Ctrl-C");
     app.add_option("--format", line.formats, "formats to compare, a,b,c (default: all of --list)")
         ->delimiter(',')
@@ -125,9 +126,10 @@ void describe_options(CLI::App& app, command_line& line) {
         ->type_name("SECONDS")
         ->capture_default_str();
     app.add_option(
-           "--input", line.input.file,
-           "compare on the layers of this safetensors file: NAME.weight [out, in] with NAME.eval_input [tokens, in]")
-        ->type_name("FILE");
+           "--input", line.input_text,
+           "compare on the layers of this safetensors or GGUF file: NAME.weight [out, in] with NAME.eval_input [tokens, in];\n"
+           "with PATTERN (* and ?) on the matrices whose names match. Quantized tensors of GGUF are dequantized")
+        ->type_name("FILE[:PATTERN]");
     app.add_option("--weight", line.input.weight,
                    "only this tensor of --input; without activations, synthetic ones are used")
         ->type_name("NAME");
@@ -140,6 +142,9 @@ void describe_options(CLI::App& app, command_line& line) {
     app.parse_complete_callback([&app, &line] {
         line.csv = app.count("--csv") != 0;
         line.json = app.count("--json") != 0;
+        const input_request given = split_input(line.input_text);
+        line.input.file = given.file;
+        line.input.pattern = given.pattern;
     });
 }
 
@@ -158,6 +163,8 @@ settings check_settings(const command_line& line) {
     if (line.json && line.json_file.empty()) throw bad_input("--json: expected the name of a file, found ''");
     if (line.input.file.empty() && (!line.input.weight.empty() || !line.input.activations.empty()))
         throw bad_input("--weight and --activations name tensors of --input, which is not given");
+    if (!line.input.pattern.empty() && !line.input.weight.empty())
+        throw bad_input("--weight names one tensor, the PATTERN of --input several: give one of them");
     if (line.input.weight.empty() && !line.input.activations.empty())
         throw bad_input("--activations needs --weight: the tensor that they belong to");
     if (const double bytes = timing_memory(s); bytes > most_memory)

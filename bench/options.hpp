@@ -25,6 +25,7 @@ struct command_line {
     double time_budget = 120.0;
     bool quick = false;
     bool list = false;
+    std::string input_text;  ///< FILE or FILE:PATTERN
     input_request input;
     bool csv = false;      ///< --csv was given
     std::string csv_file;  ///< empty: standard output

@@ -246,7 +246,9 @@ NIBBLE_FP_END
     return u;
 }
 inline void store_bits(std::uint8_t* at, int bytes, std::uint32_t u) noexcept {
-    std::memcpy(at, &u, static_cast<std::size_t>(bytes));
+    if (bytes == 2) std::memcpy(at, &u, 2);  // the usual ones, without a call
+    else if (bytes == 1) std::memcpy(at, &u, 1);
+    else std::memcpy(at, &u, static_cast<std::size_t>(bytes));
 }
 
 [[nodiscard]] constexpr float decode_stored(scale_storage s, std::uint32_t u) noexcept {

@@ -166,6 +166,23 @@ expect 0 $small --input "$model" --weight ffn_up.weight --activations attn_q.cal
 says out 'ffn_up 1536x384 with 256 tokens; real activations'
 expect 0 $small --input "$model" --weight ffn_down.weight # its activations are in the other file
 says out 'synthetic normal activations'
+expect 0 $small --input "$model:attn_?.weight"
+refuses 'matches "nothing*"' $small --input "$model:nothing*"
+refuses 'give one of them' $small --input "$model:attn*" --weight attn_q.weight
+# GGUF: one quantized tensor of 8 x 256, Q8_0, written byte by byte
+{
+    printf 'GGUF\003\000\000\000\001\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000'
+    printf '\010\000\000\000\000\000\000\000a.weight\002\000\000\000\000\001\000\000\000\000\000\000\010\000\000\000\000\000\000\000'
+    printf '\010'
+    head -c 35 /dev/zero # the rest of the type, the offset, and zeros up to a multiple of 32
+    head -c 2176 /dev/zero | tr '\000' '\044'
+} >q.gguf
+expect 0 $small --input q.gguf
+says out 'dequantized'
+expect 0 $small --input q.gguf --weight a.weight
+refuses 'no tensor of two dimensions matches "b*"' $small --input 'q.gguf:b*'
+refuses 'no tensor "b.weight"' $small --input q.gguf --weight b.weight
+rm -f q.gguf
 
 # --- Ctrl-C: what has been measured is shown, and said to be incomplete
 rm -f ./*.safetensors

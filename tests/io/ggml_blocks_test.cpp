@@ -516,3 +516,29 @@ TEST_CASE("several threads unpack what one does, and name the first bad block", 
         CHECK(many.failure().message.find("40") != std::string::npos);
     }
 }
+
+TEST_CASE("an executor changes neither the matrix nor the defect that is named", "[ggml]") {
+    auto backwards = nibble::make_executor(4, [](extent n, auto body) {
+        for (extent i = n; i-- > 0;) body(i);
+    });
+    for (const char* name : {"q4_0", "q5_1", "q8_0", "q3_k", "q4_k", "iq4_xs", "tq2_0", "mxfp4_ggml"}) {
+        INFO(name);
+        Eigen::MatrixXf w(53, 512);
+        for (extent i = 0; i < w.size(); ++i) w.data()[i] = static_cast<float>((i * 7919) % 1009) / 512.0f - 1.0f;
+        const nibble::qmatrix m = nibble::quantize(w, name);
+        const type t = ggml::type_of(m).value();
+        std::vector<std::uint8_t> bytes = ggml::pack(m, t).value();
+        const auto back = ggml::unpack(t, bytes, 53, 512, &backwards);
+        REQUIRE(back);
+        CHECK(ggml::pack(back.value(), t).value() == bytes);
+        if (t != type::q4_0) continue;
+        const auto row = bytes.size() / 53;
+        for (const std::size_t n : {20u, 37u, 50u}) bytes[n * row + 18 * 3 + 1] = 0x7c;  // Inf in block 3 of three panels
+        for (nibble::executor* threads : {static_cast<nibble::executor*>(nullptr), static_cast<nibble::executor*>(&backwards)}) {
+            const auto refused = ggml::unpack(t, bytes, 53, 512, threads);
+            REQUIRE(!refused);
+            CHECK(refused.failure().message.find("Q4_0 block 3 of row 20") != std::string::npos);
+            CHECK(refused.failure().offset == 20 * row + 18 * 3);
+        }
+    }
+}

@@ -56,7 +56,7 @@ struct tensor {
     /// Rows first .. first + count - 1 as a tensor of two dimensions: how to read one expert, or a tensor piece by piece.
     [[nodiscard]] result<tensor> row_block(std::uint64_t first, std::uint64_t count) const;
     /// rows() x cols(), ready to multiply, without any rounding. Takes the types of ggml::is_supported(). A matrix keeps
-    /// its rows in panels of 16: fewer rows take the memory of 16.
+    /// its rows in panels of 16: fewer rows take the memory of 16. `threads`, if given, share the work.
     [[nodiscard]] result<qmatrix> matrix(executor* threads = nullptr) const;
     /// The elements as floats, ne[0] fastest: exact, but I32, I64 and F64 are rounded to the nearest float.
     [[nodiscard]] result<std::vector<float>> values() const;
