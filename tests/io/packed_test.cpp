@@ -70,6 +70,7 @@ void check_same(const qmatrix& a, const qmatrix& b) {
     return slurp(dir.path / "sample");
 }
 
+// The matrices point into `bytes`.
 [[nodiscard]] nibble::result<packed::file> parse(const std::string& bytes) {
     auto file = st::parse(std::as_bytes(std::span(bytes)));
     if (!file) return file.failure();
@@ -199,7 +200,8 @@ TEST_CASE("opening reads no weights, and matrices are the mapping") {
 
 TEST_CASE("codebooks of the program come with their values") {
     const scratch_dir dir;
-    const auto file = parse(sample(dir));
+    const std::string bytes = sample(dir);
+    const auto file = parse(bytes);
     if (!file) FAIL(file.failure().message);
     const qmatrix c = file.value().matrix("c").value();
     CHECK(std::string(c.format().name) == "mine");
