@@ -24,10 +24,10 @@ foreach(name eigen json)
   endif()
 endforeach()
 if(nibble_exportable)
-  set(nibble_compiled_source ${nibble_SOURCE_DIR}/cmake/compiled.cpp)
+  set(nibble_compiled_sources ${nibble_SOURCE_DIR}/cmake)
   configure_package_config_file(${nibble_SOURCE_DIR}/cmake/nibbleConfig.cmake.in
     ${nibble_package_dir}/nibbleConfig.cmake
-    INSTALL_DESTINATION ${nibble_package_dir} INSTALL_PREFIX ${nibble_BINARY_DIR} PATH_VARS nibble_compiled_source NO_SET_AND_CHECK_MACRO)
+    INSTALL_DESTINATION ${nibble_package_dir} INSTALL_PREFIX ${nibble_BINARY_DIR} PATH_VARS nibble_compiled_sources NO_SET_AND_CHECK_MACRO)
   export(TARGETS nibble ${nibble_exported} NAMESPACE nibble:: FILE ${nibble_package_dir}/nibbleTargets.cmake)
   export(TARGETS nibble_io NAMESPACE nibble:: FILE ${nibble_package_dir}/nibbleIoTargets.cmake)
 endif()
@@ -40,14 +40,14 @@ include(GNUInstallDirs)
 set(nibble_install_dir ${CMAKE_INSTALL_DATADIR}/cmake/nibble)  # headers only: nothing belongs to one architecture
 set(nibble_package_finds_eigen ON)
 set(nibble_package_finds_json ON)
-set(nibble_compiled_source ${nibble_install_dir}/compiled.cpp)
+set(nibble_compiled_sources ${nibble_install_dir})
 configure_package_config_file(${nibble_SOURCE_DIR}/cmake/nibbleConfig.cmake.in
   ${nibble_package_dir}/install/nibbleConfig.cmake
-  INSTALL_DESTINATION ${nibble_install_dir} PATH_VARS nibble_compiled_source NO_SET_AND_CHECK_MACRO)
+  INSTALL_DESTINATION ${nibble_install_dir} PATH_VARS nibble_compiled_sources NO_SET_AND_CHECK_MACRO)
 install(DIRECTORY ${nibble_SOURCE_DIR}/include/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   COMPONENT nibble_Development FILES_MATCHING PATTERN "*.hpp")
 install(FILES ${nibble_package_dir}/install/nibbleConfig.cmake ${nibble_package_dir}/nibbleConfigVersion.cmake
-  ${nibble_SOURCE_DIR}/cmake/compiled.cpp
+  ${nibble_SOURCE_DIR}/cmake/compiled.cpp ${nibble_SOURCE_DIR}/cmake/compiled_algorithms.cpp
   DESTINATION ${nibble_install_dir} COMPONENT nibble_Development)
 install(FILES ${nibble_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/nibble
   COMPONENT nibble_Development)

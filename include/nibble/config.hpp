@@ -89,6 +89,12 @@
 #else
 #define NIBBLE_DEFINE_API 0
 #endif
+// calibration/ and algorithms/ are in a file of their own of the library (cmake/compiled_algorithms.cpp).
+#if !defined(NIBBLE_COMPILED) || defined(NIBBLE_COMPILED_ALGORITHMS_HERE)
+#define NIBBLE_DEFINE_ALGORITHMS 1
+#else
+#define NIBBLE_DEFINE_ALGORITHMS 0
+#endif
 
 // The inline namespace of everything in nibble: which instructions the compiler may use in plain code. A program whose
 // files are compiled for different CPUs then has two of each inline function, and a file for the oldest CPU never calls

@@ -5,7 +5,7 @@ execute_process(COMMAND ${CMAKE_COMMAND} --install "${BUILD}" --prefix "${PREFIX
   OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
 file(GLOB_RECURSE files RELATIVE "${PREFIX}" "${PREFIX}/*")
 set(headers "^include/nibble/.*\\.hpp$")
-set(package "^share/cmake/nibble/(nibble[A-Za-z]*\\.cmake|compiled\\.cpp)$")
+set(package "^share/cmake/nibble/(nibble[A-Za-z]*\\.cmake|compiled(_algorithms)?\\.cpp)$")
 foreach(file IN LISTS files)
   if(NOT file MATCHES "${headers}|${package}|^share/licenses/nibble/LICENSE$")
     message(SEND_ERROR "installed a file that is none of nibble's: ${file}")

@@ -365,7 +365,7 @@ gptq_result gptq_run<Scalar>::run() && {
 }
 
 #if defined(NIBBLE_COMPILED)
-#if NIBBLE_DEFINE_API
+#if NIBBLE_DEFINE_ALGORITHMS
 template class gptq_run<float>;
 template class gptq_run<double>;
 #else

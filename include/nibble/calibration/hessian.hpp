@@ -81,7 +81,7 @@ void basic_hessian<Scalar>::add(const const_view& x, executor* threads) {
 }
 
 #if defined(NIBBLE_COMPILED)
-#if NIBBLE_DEFINE_API
+#if NIBBLE_DEFINE_ALGORITHMS
 template class basic_hessian<float>;
 template class basic_hessian<double>;
 #else

@@ -1,0 +1,3 @@
+// nibble::compiled: the algorithms, which take Eigen's decompositions and long to compile. See compiled.cpp.
+#define NIBBLE_COMPILED_ALGORITHMS_HERE
+#include <nibble/algorithms/gptq.hpp>
