@@ -32,9 +32,9 @@ struct dataset {
 /// What the user asked for with --input, --weight and --activations.
 struct input_request {
     std::filesystem::path file;
-    std::string pattern;      ///< of the tensors' names, with * and ?; empty: all, or the one of `weight`
     std::string weight;       ///< empty: every NAME.weight with a NAME.eval_input
     std::string activations;  ///< empty: NAME.eval_input, else synthetic ones
+    std::string pattern{};    ///< of the tensors' names, with * and ?; empty: all, or the one of `weight`
 };
 
 /// Every layer of the *.safetensors files of a directory. `name` goes into the description.
