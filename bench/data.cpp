@@ -187,8 +187,10 @@ dataset load_directory(const fs::path& directory, const std::string& name) {
 input_request split_input(const std::string& text) {
     const std::size_t colon = text.rfind(':');
     std::error_code ignored;
-    if (colon == std::string::npos || fs::exists(text, ignored)) return {text, {}, {}, {}};
-    return {text.substr(0, colon), text.substr(colon + 1), {}, {}};
+    if (colon == std::string::npos || fs::exists(text, ignored)) return {text, {}, {}};
+    input_request cut{text.substr(0, colon), {}, {}};
+    cut.pattern = text.substr(colon + 1);
+    return cut;
 }
 
 bool matches(std::string_view name, std::string_view pattern) {

@@ -315,6 +315,7 @@ NIBBLE_API void prepared_activations::fill(const qmatrix& w, const const_view& x
             carried_[static_cast<std::size_t>(j)] = done ? 1 : 0;
         }
     });
+    const detail::fp_environment environment;
     std::vector<float> values(static_cast<std::size_t>(x.rows));
     for (index j = 0; j < x.cols; ++j) {
         const auto at = static_cast<std::size_t>(j);

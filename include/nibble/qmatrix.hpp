@@ -714,6 +714,7 @@ NIBBLE_NOINLINE NIBBLE_API int qmatrix_builder::measure_exponent(const qmatrix& 
 }
 
 NIBBLE_API qmatrix qmatrix_builder::finish() && {
+    const detail::fp_environment environment;
     m_.exponent_ = measure_exponent(m_);
     qmatrix out = std::move(m_);
     m_ = qmatrix();
