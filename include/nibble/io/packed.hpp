@@ -62,7 +62,6 @@ struct named_matrix {
             }
         }
     }
-    const nibble::detail::fp_environment environment;
     if (const int e = qmatrix_builder::measure_exponent(m); e > m.exponent())
         return {errc::malformed, "an exponent of " + std::to_string(m.exponent()) + ", its scales have " + std::to_string(e)};
     return {};
