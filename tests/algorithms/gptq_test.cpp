@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "support/catch.hpp"
+#include "support/mistake.hpp"
 #include "support/data.hpp"
 #include "support/golden.hpp"
 
@@ -24,12 +25,8 @@ namespace {
 
 template <class Call>
 std::pair<errc, std::string> refused(Call call) {
-    try {
-        call();
-    } catch (const nibble::error& e) {
-        return {e.code(), e.what()};
-    }
-    return {errc::ok, ""};
+    mistake m = of(call);
+    return {m.code, std::move(m.message)};
 }
 
 const nibble::absmax absmax;

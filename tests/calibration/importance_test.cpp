@@ -8,6 +8,7 @@
 #include <string>
 
 #include "support/catch.hpp"
+#include "support/mistake.hpp"
 #include "support/data.hpp"
 
 using Eigen::MatrixXf;
@@ -18,12 +19,8 @@ namespace {
 
 template <class Call>
 std::pair<errc, std::string> refused(Call call) {
-    try {
-        call();
-    } catch (const nibble::error& e) {
-        return {e.code(), e.what()};
-    }
-    return {errc::ok, ""};
+    mistake m = of(call);
+    return {m.code, std::move(m.message)};
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "support/catch.hpp"
+#include "support/mistake.hpp"
 #include "support/data.hpp"
 #include "support/golden.hpp"
 
@@ -22,12 +23,8 @@ namespace {
 
 template <class Call>
 std::pair<errc, std::string> refused(Call call) {
-    try {
-        call();
-    } catch (const nibble::error& e) {
-        return {e.code(), e.what()};
-    }
-    return {errc::ok, ""};
+    mistake m = of(call);
+    return {m.code, std::move(m.message)};
 }
 
 MatrixXf row(const std::vector<float>& v) { return Eigen::Map<const Eigen::RowVectorXf>(v.data(), static_cast<extent>(v.size())); }

@@ -103,7 +103,7 @@ public:
         return out;
     }
     std::vector<const safetensors::tensor*> tensors() const&& = delete;
-    /// The bytes of one of them are not needed for now: file_bytes::release().
+    /// Lets go of the memory of one of them until it is touched again: file_bytes::release().
     void release(const safetensors::tensor& t) const noexcept {
         for (const safetensors::file& shard : shards_) shard.release(t);
     }

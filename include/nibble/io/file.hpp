@@ -128,7 +128,7 @@ public:
     /// Whether the bytes are a mapping of the file rather than a copy.
     [[nodiscard]] bool mapped() const noexcept { return mapping_ != nullptr; }
 
-    /// `part` is not needed for now: its pages leave this process's memory, and are mapped again when they are touched.
+    /// The pages of `part` leave this process's memory, and are mapped again when they are touched.
     /// Who reads a file larger than memory from end to end says so; nothing else changes. Does nothing for a copy.
     void release([[maybe_unused]] std::span<const std::byte> part) const noexcept {
 #if NIBBLE_HAS_MMAP && defined(MADV_DONTNEED)

@@ -315,7 +315,7 @@ public:
     [[nodiscard]] std::uint64_t unused_bytes() const noexcept { return unused_; }
     /// Whether tensors point into a mapping of the file.
     [[nodiscard]] bool mapped() const noexcept { return storage_.mapped(); }
-    /// The bytes are not needed for now: file_bytes::release().
+    /// Lets go of the memory of its bytes until they are touched again: file_bytes::release().
     void release(const tensor& t) const noexcept { storage_.release(t.bytes); }
 
 private:

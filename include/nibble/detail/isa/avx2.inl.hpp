@@ -246,9 +246,7 @@ NIBBLE_INLINE void multiply_quad(const Map& map, lanes_int codes, const float* x
 struct byte_table {
     __m256i entries;
 };
-NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept {
-    return {_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
+NIBBLE_INLINE byte_table load_table(const std::uint8_t* p) noexcept { return {byte_plane(p)}; }
 NIBBLE_INLINE lanes_int look_up(byte_table t, lanes_int codes) noexcept {
     return {_mm256_shuffle_epi8(t.entries, codes.a), _mm256_shuffle_epi8(t.entries, codes.b)};
 }
