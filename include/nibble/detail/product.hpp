@@ -326,6 +326,7 @@ private:
         run.quads = quads;
         run.flush = flush_quads(map_.largest);
         run.bits = direct && nibbles ? 4 : 8;
+        run.ahead = direct ? cells_ahead : 0;
         run.scale = s.scale;
         run.scale_panel = last > 1 ? task_scratch::scale_lines * 16 : 0;
         for (index v = 0; v < last; ++v)
@@ -336,9 +337,11 @@ private:
             run.cells = w_->panel(panel) + quad * 64 * l.bits / 8;
             run.panel_step = last > 1 ? l.panel_bytes : 0;
         } else {
+            // Sub-blocks without padding between them are one run of quads, however their ends lie in the cells.
+            const index together = quads == quad_step ? count : 1;
             for (index v = 0; v < last; ++v)
-                for (index i = 0; i < count; ++i)
-                    kernels_->unpack(w_->panel(panel + v), l.bits, quad + i * quad_step, quads, map_.identity ? nullptr : map_.table,
+                for (index i = 0; i < count; i += together)
+                    kernels_->unpack(w_->panel(panel + v), l.bits, quad + i * quad_step, quads * together, map_.identity ? nullptr : map_.table,
                                     s.codes + (v * task_scratch::quads + i * quads) * 64);
             run.cells = s.codes;
             run.panel_step = last > 1 ? task_scratch::quads * 64 : 0;
@@ -356,6 +359,7 @@ private:
             c.columns = columns;
             if (sums != nullptr) c.sums = sums + 16 * j;
             kind_->multiply(run, c, path_.digits);
+            run.ahead = 0;  // by now the cells are in a cache
             j += columns;
         }
         return count;
@@ -366,16 +370,19 @@ private:
         const layout& l = w_->layout();
         const decoder rule = own_decoder();
         const index position = blocks_.position(b);
-        const index count = run_length(b, task_scratch::scale_lines);
-        const index last = (std::min)(index{panels_}, l.panels - panel);
         const index bytes = blocks_.length(b) * 2 * l.bits;
+        // Cells that are searched for special codes first: as many as the products before them have prefetched.
+        const bool special = rule.is_minifloat && l.bits == 8;
+        const index count = run_length(b, special ? (std::max)(index{1}, cells_ahead / bytes) : task_scratch::scale_lines);
+        const index last = (std::min)(index{panels_}, l.panels - panel);
         coded_run run;
         run.rule = &rule;
         run.cells = w_->panel(panel) + position * 2 * l.bits;
         run.panel_step = last > 1 ? l.panel_bytes : 0;
         run.blocks = count;
         run.length = blocks_.length(b);
-        if (rule.is_minifloat && l.bits == 8)
+        run.ahead = cells_ahead;
+        if (special)
             for (index v = 0; v < last; ++v)
                 if (kernels_->codec.has_special(rule, run.cells + v * l.panel_bytes, count * bytes / 64)) return multiply_special(panel, b, last, s);
         run.scale = s.scale;
@@ -388,6 +395,7 @@ private:
             c.accumulator = s.accumulator + 16 * j;
             c.accumulator_panel = 16 * m_;
             kernels_->coded(run, c);
+            run.ahead = 0;  // by now the cells are in L1
             j += columns;
         }
         return count;

@@ -72,6 +72,12 @@ NIBBLE_NOINLINE inline void coded_tile(const coded_run& w, column_tile c) noexce
         clear_lanes(first, columns());
         clear_lanes(second, columns());
         for (std::ptrdiff_t i = 0; i < w.length; i += Codes::k, cell += Codes::bytes, x += Codes::k * C) {
+            if constexpr (Codes::k > 2) {  // 16-bit codes compute so little that hardware keeps up
+                for (std::ptrdiff_t line = 0; line < Codes::bytes; line += 64) {
+                    prefetch(cell + w.ahead + line);
+                    prefetch(cell + w.panel_step + w.ahead + line);
+                }
+            }
             codes.template step<C>(cell, x, first);
             codes.template step<C>(cell + w.panel_step, x, second);
         }

@@ -66,11 +66,17 @@ NIBBLE_INLINE void dot_cell(const std::uint8_t* codes, std::ptrdiff_t panel_step
     (dot_quad<Kind, T, Source, I>(codes, panel_step, streams, d), ...);
 }
 
+template <int... P>
+NIBBLE_INLINE void prefetch_panels(const std::uint8_t* codes, std::ptrdiff_t panel_step, std::integer_sequence<int, P...>) noexcept {
+    (prefetch(codes + P * panel_step), ...);
+}
+
 /// d += codes * digits over `quads` k-quads, a whole number of the source's steps.
 template <class Kind, int T, class Source>
-NIBBLE_INLINE void dot_quads(const std::uint8_t*& codes, std::ptrdiff_t panel_step, const std::uint8_t*& streams, std::ptrdiff_t quads,
-                             lanes_int* d) noexcept {
+NIBBLE_INLINE void dot_quads(const std::uint8_t*& codes, std::ptrdiff_t panel_step, std::ptrdiff_t ahead, const std::uint8_t*& streams,
+                             std::ptrdiff_t quads, lanes_int* d) noexcept {
     for (std::ptrdiff_t q = 0; q < quads; q += Source::quads) {
+        if constexpr (T <= 4) prefetch_panels(codes + ahead, panel_step, std::make_integer_sequence<int, V>());
         dot_cell<Kind, T, Source>(codes, panel_step, streams, d, std::make_integer_sequence<int, Source::quads>());
         codes += Source::bytes;
         streams += Source::quads * (4 * Kind::chunk * T);
@@ -187,7 +193,7 @@ NIBBLE_NOINLINE inline void digit_tile(const weight_run& w, column_tile c) noexc
         lanes_int d[static_cast<std::size_t>(T * V)];
         clear_sums(d, all());
         if constexpr (Kind::flushes) {
-            dot_quads<Kind, T, Source>(codes, w.panel_step, streams, w.quads < w.flush ? w.quads : w.flush, d);
+            dot_quads<Kind, T, Source>(codes, w.panel_step, w.ahead, streams, w.quads < w.flush ? w.quads : w.flush, d);
             if (w.quads <= w.flush) {
                 widen_sums<Kind>(d, all());
             } else {
@@ -196,13 +202,13 @@ NIBBLE_NOINLINE inline void digit_tile(const weight_run& w, column_tile c) noexc
                 widen_into<Kind>(total, d, all());
                 for (std::ptrdiff_t q = w.flush; q < w.quads; q += w.flush) {
                     clear_sums(d, all());
-                    dot_quads<Kind, T, Source>(codes, w.panel_step, streams, w.quads - q < w.flush ? w.quads - q : w.flush, d);
+                    dot_quads<Kind, T, Source>(codes, w.panel_step, w.ahead, streams, w.quads - q < w.flush ? w.quads - q : w.flush, d);
                     widen_into<Kind>(total, d, all());
                 }
                 copy_sums(d, total, all());
             }
         } else {
-            dot_quads<Kind, T, Source>(codes, w.panel_step, streams, w.quads, d);
+            dot_quads<Kind, T, Source>(codes, w.panel_step, w.ahead, streams, w.quads, d);
         }
         finish_block<Kind, P, C>(w, b, d, c, panels());
         c.scale += C;

@@ -29,6 +29,10 @@ struct scale_source {
     float tensor_scale;
 };
 
+/// Bytes of cells to prefetch ahead where they come from memory: hardware prefetchers stop at pages, and waiting for
+/// them empties the window of a core that also computes.
+inline constexpr std::ptrdiff_t cells_ahead = 4096;
+
 /// Codes of a run of sub-blocks, all of the same length, of one panel (or two: levels whose tiles hold two panels).
 struct weight_run {
     const std::uint8_t* cells;     // of the first sub-block
@@ -42,6 +46,7 @@ struct weight_run {
     const float* zero;             // lines, or null: then the bias holds the zero point already
     std::ptrdiff_t scale_step;     // floats from one sub-block to the next: 16, or 0 within a group
     std::ptrdiff_t scale_panel;    // floats from one panel to the next
+    std::ptrdiff_t ahead;          // bytes of cells to prefetch ahead: cells_ahead, or 0 where they are in L1
 };
 
 /// A tile of prepared columns. Everything is packed tile by tile: [tile][k-quad or sub-block][column].
@@ -115,6 +120,7 @@ struct coded_run {
     const float* scale;            // lines
     std::ptrdiff_t scale_step;
     std::ptrdiff_t scale_panel;
+    std::ptrdiff_t ahead;          // as in weight_run
 };
 
 /// What is known of one sub-block of one column after rounding it to integers.

@@ -30,6 +30,7 @@ NIBBLE_NOINLINE inline void unpack_cells(const std::uint8_t* panel, std::ptrdiff
     std::ptrdiff_t within = first % per_step;
     while (quads > 0) {
         if (within == 0 && quads >= per_step) {
+            for (std::ptrdiff_t line = 0; line < cells<Bits>::bytes; line += 64) prefetch(step + cells_ahead + line);
             unpack_step<Bits>(step, table, out, all());
             out += 64 * per_step;
             quads -= per_step;
