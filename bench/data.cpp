@@ -19,6 +19,7 @@ namespace safetensors = nibble::io::safetensors;
 constexpr Eigen::Index synthetic_tokens = 128;
 constexpr std::string_view weight_suffix = ".weight";
 constexpr std::string_view input_suffix = ".eval_input";
+constexpr std::string_view calibration_suffix = ".calib_input";
 
 bool ends_with(const std::string& text, std::string_view suffix) { return std::string_view(text).ends_with(suffix); }
 
@@ -59,32 +60,49 @@ struct located {
     const fs::path* file = nullptr;
 };
 
+// K x tokens, to go with the weights.
+Eigen::MatrixXf read_input(const located& weight, const located& input, Eigen::Index channels) {
+    const row_matrix tokens = read_matrix(*input.file, *input.tensor, "[tokens, in]");
+    if (tokens.cols() != channels)
+        refuse(*input.file, "activations \"" + input.tensor->name + "\" must be [tokens, " + std::to_string(channels) + "] to go with \"" +
+                                weight.tensor->name + "\" " + weight.tensor->describe() + ", found " + input.tensor->describe());
+    return tokens.transpose();
+}
+
 layer read_layer(const std::string& name, const located& weight, const located& input) {
     layer l;
     l.name = name;
     l.weights = read_matrix(*weight.file, *weight.tensor, "[out, in]");
-    const row_matrix tokens = read_matrix(*input.file, *input.tensor, "[tokens, in]");
-    if (tokens.cols() != l.weights.cols())
-        refuse(*input.file, "activations \"" + input.tensor->name + "\" must be [tokens, " +
-                                std::to_string(l.weights.cols()) + "] to go with \"" + weight.tensor->name + "\" " +
-                                weight.tensor->describe() + ", found " + input.tensor->describe());
-    l.activations = tokens.transpose();
+    l.activations = read_input(weight, input, l.weights.cols());
     return l;
+}
+
+using located_tensors = std::map<std::string, located>;
+
+// Tensors NAME + suffix, by NAME.
+located_tensors tensors_with(std::string_view suffix, const std::vector<fs::path>& paths, const std::vector<safetensors::file>& files) {
+    located_tensors found;
+    for (std::size_t i = 0; i < files.size(); ++i)
+        for (const safetensors::tensor& t : files[i].tensors())
+            if (ends_with(t.name, suffix)) found[without_suffix(t.name, suffix)] = {&t, &paths[i]};
+    return found;
 }
 
 // Layers in the order of their weights in the files, which are sorted by name.
 std::vector<layer> paired_layers(const std::vector<fs::path>& paths, const std::vector<safetensors::file>& files) {
-    std::map<std::string, located> inputs;
-    for (std::size_t i = 0; i < files.size(); ++i)
-        for (const safetensors::tensor& t : files[i].tensors())
-            if (ends_with(t.name, input_suffix)) inputs[without_suffix(t.name, input_suffix)] = {&t, &paths[i]};
+    const located_tensors inputs = tensors_with(input_suffix, paths, files);
+    const located_tensors calibrations = tensors_with(calibration_suffix, paths, files);
     std::vector<layer> layers;
     for (std::size_t i = 0; i < files.size(); ++i) {
         for (const safetensors::tensor& t : files[i].tensors()) {
             const std::string name = without_suffix(t.name, weight_suffix);
             const auto input = inputs.find(name);
-            if (ends_with(t.name, weight_suffix) && input != inputs.end())
-                layers.push_back(read_layer(name, {&t, &paths[i]}, input->second));
+            if (!ends_with(t.name, weight_suffix) || input == inputs.end()) continue;
+            const located weight{&t, &paths[i]};
+            layer l = read_layer(name, weight, input->second);
+            if (const auto calibration = calibrations.find(name); calibration != calibrations.end())
+                l.calibration = read_input(weight, calibration->second, l.weights.cols());
+            layers.push_back(std::move(l));
         }
     }
     return layers;

@@ -17,6 +17,7 @@ struct layer {
     std::string name;             ///< "ffn_up"
     row_matrix weights;           ///< N x K
     Eigen::MatrixXf activations;  ///< K x M, one column per token
+    Eigen::MatrixXf calibration{};  ///< K x T, of NAME.calib_input; empty where the files have none
 };
 
 struct dataset {

@@ -1,6 +1,6 @@
 // nibble_bench: which format shall I take? Compares them on real weights and activations; ./bench/run builds and runs
 // it. `nibble_bench roofline`: how near do the kernels come to what this CPU can do?
-// `nibble_bench io`: what do files cost?
+// `nibble_bench io`: what do files cost? `nibble_bench algorithms`: what does calibration gain?
 //
 // Exit codes: 0 all is well; 1 an option, a file or the disk is wrong; 2 a product disagrees with the reference;
 // 130 Ctrl-C.
@@ -12,6 +12,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "algorithms/algorithms_benchmark.hpp"
 #include "io/io_benchmark.hpp"
 #include "options.hpp"
 #include "output_file.hpp"
@@ -91,6 +92,22 @@ int run_io(const bench::io::command_line& line) {
     return measured.complete ? 0 : interrupted_code;
 }
 
+int run_algorithms(const bench::algorithms::command_line& line) {
+    const bench::algorithms::settings s = bench::algorithms::check_settings(line);
+    std::unique_ptr<bench::output_file> json;
+    if (line.json) json = std::make_unique<bench::output_file>(line.json_file);
+
+    bench::catch_interrupts();
+    bench::progress shown;
+    const bench::algorithms::results measured = bench::algorithms::measure(NIBBLE_BENCH_DATA_DIR, s, shown);
+    shown.clear();
+
+    const bench::environment where = bench::describe_environment();
+    if (json) json->commit(bench::algorithms::json_text(where, s, measured));
+    bench::print(bench::algorithms::table_text(where, measured));
+    return measured.complete ? 0 : interrupted_code;
+}
+
 int complain(const char* what) {
     std::fprintf(stderr, "nibble_bench: %s\n", what);
     return bad_input_code;
@@ -109,6 +126,9 @@ int main(int argc, char** argv) {
         bench::io::command_line io_line;
         CLI::App* const io = app.add_subcommand("io");
         bench::io::describe_options(*io, io_line);
+        bench::algorithms::command_line algorithms_line;
+        CLI::App* const algorithms = app.add_subcommand("algorithms");
+        bench::algorithms::describe_options(*algorithms, algorithms_line);
         app.require_subcommand(0, 1);
         try {
             app.parse(argc, argv);
@@ -123,6 +143,7 @@ int main(int argc, char** argv) {
             return complain((std::string(e.what()) + " (--help lists the options)").c_str());
         }
         if (io->parsed()) return run_io(io_line);
+        if (algorithms->parsed()) return run_algorithms(algorithms_line);
         return roofline->parsed() ? run_roofline(roofline_line) : run(line);
     } catch (const bench::interrupted& e) {
         complain(e.what());

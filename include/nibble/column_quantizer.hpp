@@ -22,6 +22,9 @@ public:
           builder_(rows, cols, plan_.format, scheme_, plan_.rule.offset, plan_.group, plan_.name),
           importance_(options.importance.begin(), options.importance.end()) {
         check_quantize({nullptr, scalar_type::f32, 0, cols, cols, 1}, plan_, options).or_throw();
+        if (options.non_finite == non_finite::saturate)
+            detail::fail(errc::unsupported, "column_quantizer: non_finite::saturate needs the largest magnitude of the whole tensor, and columns come one "
+                                            "at a time; replace NaN and Inf before");
         if (plan_.rule.whole_group)
             detail::fail(errc::unsupported, std::string("column_quantizer: ") + plan_.rule.name +
                                                 " chooses the codes of a group together; use a rule that looks at one weight at a time");

@@ -184,6 +184,14 @@ refuses 'no tensor of two dimensions matches "b*"' $small --input 'q.gguf:b*'
 refuses 'no tensor "b.weight"' $small --input q.gguf --weight b.weight
 rm -f q.gguf
 
+# --- algorithms
+expect 0 algorithms --no-speed --json r.json
+says out 'does not help here'
+for group in '2 bits' '3 bits' '4 bits' nf4 mxfp4; do says r.json "\"group\": \"$group\""; done
+refuses 'a multiple of 128' algorithms --size 100
+refuses '--tokens: expected' algorithms --tokens 0
+rm -f r.json
+
 # --- Ctrl-C: what has been measured is shown, and said to be incomplete
 rm -f ./*.safetensors
 if timeout --version >/dev/null 2>&1; then

@@ -213,6 +213,10 @@ TEST_CASE("every mistake with a column quantizer has its message", "[column]") {
         return q;
     };
 
+    refusal saturating = refused([&] { static_cast<void>(nibble::column_quantizer(4, 64, plan(), {.non_finite = nibble::non_finite::saturate})); });
+    CHECK(saturating.code == errc::unsupported);
+    CHECK(saturating.says("saturate"));
+
     refusal r = refused([&] {
         nibble::column_quantizer q(4, 64, plan());
         q.quantize(40, column.data(), 1, nullptr, nullptr);
