@@ -70,6 +70,22 @@ public:
         choose(w, g, g + 1);
     }
 
+    /// Stores scales and offsets that were found elsewhere: N x groups() each, row by row. They are rounded as the scheme
+    /// stores them, and codes are chosen against that. Throws errc::shape_mismatch, errc::out_of_range for a number that the
+    /// scheme cannot hold, errc::unsupported for schemes that weigh groups against each other (two_level, e4m3_f32).
+    void set_scales(std::span<const float> scale, std::span<const float> offset) {
+        if (scale.size() != scale_.size() || offset.size() != offset_.size())
+            detail::fail(errc::shape_mismatch, "column_quantizer: " + std::to_string(scale.size()) + " scales and " + std::to_string(offset.size()) +
+                                                   " offsets for " + std::to_string(scale_.size()) + " groups");
+        if (scheme_.storage == scale_storage::two_level || scheme_.storage == scale_storage::e4m3_f32)
+            detail::fail(errc::unsupported, std::string("column_quantizer: ") + name_of(scheme_.storage) + " scales are chosen from weights; call choose_scales(W)");
+        std::copy(scale.begin(), scale.end(), scale_.begin());
+        std::copy(offset.begin(), offset.end(), offset_.begin());
+        const detail::fp_environment environment;
+        detail::scale_writer(builder_, plan_, scheme_).store(0, builder_.layout().rows, scale_.data(), offset_.data(), nullptr, 0.0f);
+        chosen_.assign(chosen_.size(), true);
+    }
+
     /// The codes of column k: w[n * stride] of every row n against the stored scales. decoded (N floats) and codes
     /// (N bytes) may each be null. A column is quantized once; throws errc::invalid_argument before its scales are chosen.
     void quantize(index k, const float* w, index stride, float* decoded, std::uint8_t* codes) {

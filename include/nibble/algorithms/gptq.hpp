@@ -28,12 +28,14 @@
 #include "../column_quantizer.hpp"
 #include "../dequantize.hpp"
 #include "../quantize.hpp"
+#include "refine.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
 
 struct gptq_options {
-    /// Added to the diagonal of H, as a part of its mean. Raised as often as the Cholesky decomposition needs.
-    double damping = 0.1;
+    /// Added to the diagonal of H, as a part of its mean; empty: automatic_damping, which falls with the number of tokens.
+    /// Raised as often as the Cholesky decomposition needs.
+    std::optional<double> damping{};
     /// Columns with the largest activations first, so that the others can make up for them.
     bool act_order = true;
     /// All scales from W as it was. Else those of a group are chosen from the corrected weights when its first column is
@@ -50,6 +52,8 @@ struct gptq_options {
     nibble::executor* executor = nullptr;
     /// Called after each block with columns done and all columns; returning false stops with errc::cancelled.
     std::function<bool(index done, index total)> progress{};
+    /// Rounds of refine() after the sweep, with the same damped H; 0: none, as the paper has it. Twice the time, 0.1 to 0.3 dB.
+    int refine_rounds = 2;
 };
 
 /// What happened. Losses are means over the calibration tokens of the squared error of all outputs, |(W - Q) x|^2.
@@ -149,8 +153,9 @@ private:
         if (w_.cols != h_.channels())
             fail(errc::shape_mismatch, who + ": W is " + shape_text(w_.rows, w_.cols) + ", the Hessian has " + std::to_string(h_.channels()) + " channels");
         if (h_.tokens() == 0) fail(errc::invalid_argument, who + ": the Hessian of " + std::to_string(h_.channels()) + " channels has seen no token");
-        if (!(options_.damping >= 0.0 && options_.damping <= 1e6))
-            fail(errc::invalid_argument, who + ": a damping of " + std::to_string(options_.damping) + " of the mean diagonal");
+        if (!(damping() >= 0.0 && damping() <= 1e6))
+            fail(errc::invalid_argument, who + ": a damping of " + std::to_string(damping()) + " of the mean diagonal");
+        if (options_.refine_rounds < 0) fail(errc::invalid_argument, who + ": " + std::to_string(options_.refine_rounds) + " rounds of refinement");
         if (options_.block < 1) fail(errc::invalid_argument, who + ": blocks of " + std::to_string(options_.block) + " columns");
         check_quantize(w_, plan_).or_throw();
     }
@@ -182,6 +187,7 @@ private:
             std::stable_sort(order_.begin(), order_.end(), [&](index a, index b) { return diagonal[static_cast<std::size_t>(a)] > diagonal[static_cast<std::size_t>(b)]; });
     }
 
+    [[nodiscard]] double damping() const noexcept { return options_.damping.value_or(automatic_damping(w_.cols, h_.tokens())); }
     [[nodiscard]] index column(index j) const noexcept { return order_[static_cast<std::size_t>(j)]; }
     [[nodiscard]] bool is_dead(index j) const noexcept { return dead_[static_cast<std::size_t>(column(j))]; }
     /// Column j of the sweep, as it was; zero if it is dead.
@@ -236,7 +242,7 @@ private:
         const bool by_range = plan.rule.from_range != nullptr && plan.rule.encode == nullptr &&
                               (name == absmax::name || name == zero_point::name || name == min_offset::name || name == float_zero::name);
         if (!options_.search_scales || !by_range) return plan;
-        grid_ = {plan.rule.offset, 30, 0.02f};
+        grid_ = {plan.rule.offset, 30, 0.0175f, 1};
         plan.rule = erase(grid_);
         return plan;
     }
@@ -323,6 +329,21 @@ private:
         quantizer.choose_scales(w);
     }
 
+    /// Codes and scales once more, against all columns at once.
+    void refine() {
+        factor_.unit.resize(0, 0);
+        corrections_.resize(0, 0);
+        refine_options o;
+        o.rounds = options_.refine_rounds;
+        o.order = result_.order;
+        o.executor = options_.executor;
+        if (options_.progress) o.progress = [this](index, index) { return options_.progress(w_.cols, w_.cols); };
+        refine_result better = refine_run<Scalar>(w_, result_.weights, h_, factor_.added, o).run();
+        result_.report.damped_loss = better.report.damped_after;
+        result_.report.loss_after = better.report.loss_after;
+        result_.weights = std::move(better.weights);
+    }
+
     /// corrections[end, last) += lost[begin, end) times the factor; `lost` begins at column `first`.
     void update(const matrix& lost, index first, index begin, index end, index last) {
         if (end == last) return;
@@ -354,13 +375,14 @@ gptq_result gptq_run<Scalar>::run() && {
     look_at_diagonal();
     result_.report.tokens = h_.tokens();
     result_.report.few_tokens = h_.tokens() < w_.cols;
-    factor_ = factorize(h_, order_, dead_, mean_, options_.damping);
+    factor_ = factorize(h_, order_, dead_, mean_, damping());
     result_.report.damping = factor_.damping;
     result_.report.damping_raised = factor_.raised;
     corrections_.resize(w_.rows, w_.cols);
     if (options_.measure_before) measure_before();
     sweep();
     if (options_.act_order && !options_.static_groups) result_.order = order_;
+    if (options_.refine_rounds > 0) refine();
     return std::move(result_);
 }
 

@@ -25,6 +25,12 @@ public:
         (void)detail::checked_product(channels, channels);
         sum_.setZero(channels, channels);
     }
+    /// Of sums made elsewhere: the sum of x x^T over `tokens` tokens, of which only the lower triangle is read.
+    /// Throws errc::shape_mismatch unless it is square, errc::invalid_argument for less than 0 tokens.
+    basic_hessian(matrix_type sum, index tokens) : sum_(std::move(sum)), tokens_(tokens) {
+        if (sum_.rows() != sum_.cols()) detail::fail(errc::shape_mismatch, "hessian: a sum of " + detail::shape_text(sum_.rows(), sum_.cols()));
+        if (tokens < 0) detail::fail(errc::invalid_argument, "hessian: " + std::to_string(tokens) + " tokens");
+    }
 
     /// Adds the tokens of x (K x T, any Eigen expression of float, double, half or bfloat16).
     /// Throws errc::shape_mismatch, or errc::non_finite with the index; nothing is added then.

@@ -13,13 +13,15 @@ NIBBLE_FP_BEGIN
 
 /// The scale that loses least: tries the range shrunk by 1 - i * step for i = 0 .. steps - 1 (GPTQ's grid: step 0.01,
 /// steps 80) and keeps the first with the least sum of importance * error^2. Works with every
-/// format; `offset` none, zero_point or minimum says which formula the range goes through.
+/// format; `offset` none, zero_point or minimum says which formula the range goes through. With `zeros`, so many integer zero
+/// points on either side of that of each range are tried, too.
 struct mse {
     static constexpr const char* name = "mse";
     static constexpr bool searches = true;
     offset_kind offset = offset_kind::none;
     int steps = 80;
     float step = 0.01f;
+    int zeros = 0;
 
     [[nodiscard]] group_scale operator()(const group_view& g) const noexcept {
         if (g.x.empty()) return {};
@@ -29,16 +31,23 @@ struct mse {
             low = x < low ? x : low;
             high = x > high ? x : high;
         }
+        const float last = static_cast<float>(g.format.code_count() - 1);
+        const int beside = offset == offset_kind::zero_point ? zeros : 0;
         group_scale best = propose(low, high, g.format);
         double least = loss(g, best);
-        for (int i = 1; i < steps; ++i) {
+        for (int i = 0; i < steps; ++i) {
             const float keep = 1.0f - static_cast<float>(i) * step;
             if (!(keep > 0.0f)) break;
-            const group_scale s = propose(low * keep, high * keep, g.format);
-            const double e = loss(g, s);
-            if (e < least) {
-                least = e;
-                best = s;
+            const group_scale range = propose(low * keep, high * keep, g.format);
+            for (int z = -beside; z <= beside; ++z) {
+                if (i == 0 && z == 0) continue;
+                const group_scale s{range.scale, range.offset + static_cast<float>(z)};
+                if (z != 0 && !(s.offset >= 0.0f && s.offset <= last)) continue;
+                const double e = loss(g, s);
+                if (e < least) {
+                    least = e;
+                    best = s;
+                }
             }
         }
         return best;
