@@ -1,5 +1,5 @@
 // What fits: a model of 8 billion weights in 24 GB of which 8 are taken; and which format each layer of a real model deserves when
-// all of them together may have 4.5 bits per weight.
+// all of them together may have the bytes of q4_k.
 #include <nibble/algorithms/footprint.hpp>
 #include <nibble/algorithms/mixed_precision.hpp>
 #include <nibble/calibration/importance.hpp>
@@ -41,9 +41,8 @@ int main() {
 
     const auto layer = io::safetensors::open(NIBBLE_EXAMPLE_DATA_DIR "/minilm_layer3.safetensors");
     const auto inputs = io::safetensors::open(NIBBLE_EXAMPLE_DATA_DIR "/minilm_layer3_ffn_down_input.safetensors");
-    const std::vector<std::string> names = {"attn_q", "ffn_up", "ffn_down"}, formats = {"q2_k", "q3_k", "q4_k", "q5_k", "q6_k"};
+    const std::vector<std::string> names = {"attn_q", "ffn_up", "ffn_down"}, formats = {"q2_k", "q3_k", "q4_k", "iq4_xs", "q5_k", "q6_k"};
     std::vector<layer_choice> layers;
-    double weights = 0.0;
     for (const std::string& name : names) {
         const MatrixXf W = read(layer.value(), name + ".weight");
         const MatrixXf X = read(name == "ffn_down" ? inputs.value() : layer.value(), name + ".calib_input").transpose();
@@ -52,15 +51,18 @@ int main() {
         std::vector<float> squares;
         for (nibble::index k = 0; k < W.cols(); ++k) squares.push_back(static_cast<float>(seen.mean_square(k)));
         layers.push_back(measure_formats(W, squares, formats));
-        const double energy = (W * X).squaredNorm() / static_cast<double>(X.cols());  // what a layer loses counts against what it says
+        const double energy = static_cast<double>((W * X).squaredNorm()) / static_cast<double>(X.cols());  // what a layer loses counts against what it says
         for (format_option& o : layers.back().options) o.loss /= energy;
-        weights += static_cast<double>(W.size());
     }
-    const auto bytes = static_cast<std::uint64_t>(4.5 * weights / 8.0);
-    const assignment exact = choose_formats(layers, bytes), greedy = choose_formats_greedy(layers, bytes);
+    std::uint64_t bytes = 0;
     double uniform = 0.0;
-    for (const layer_choice& l : layers) uniform += l.options[2].loss;
-    std::printf("a layer of MiniLM in 4.5 bits per weight: relative loss of q4_k everywhere %.4g, greedy %.4g, exact %.4g with", uniform, greedy.loss, exact.loss);
+    for (const layer_choice& l : layers) {
+        bytes += l.options[2].bytes;
+        uniform += l.options[2].loss;
+    }
+    const assignment exact = choose_formats(layers, bytes), greedy = choose_formats_greedy(layers, bytes);
+    std::printf("a layer of MiniLM in %llu bytes: relative loss of q4_k everywhere %.4f, greedy %.4f, exact %.4f with", static_cast<unsigned long long>(bytes), uniform,
+                greedy.loss, exact.loss);
     for (std::size_t i = 0; i < layers.size(); ++i) std::printf(" %s %s", names[i].c_str(), layers[i].options[exact.choice[i]].name.c_str());
     std::printf("\n");
     return fit == 3 && exact.bytes <= bytes && exact.loss <= greedy.loss && exact.loss <= uniform ? 0 : 1;
