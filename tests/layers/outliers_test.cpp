@@ -1,4 +1,6 @@
 // Dense and sparse: which weights are kept, exactly; products against a loop of their own, bit for bit; bad input.
+#include <nibble/algorithms/gptq.hpp>
+#include <nibble/calibration/importance.hpp>
 #include <nibble/layers/outliers.hpp>
 #include <nibble/nibble.hpp>
 
@@ -114,6 +116,27 @@ TEST_CASE("products add the outliers in the order of columns, the same bits ever
         }
     const outlier_matrix empty = split_outliers(MatrixXf(0, 16), named("int4_g32"));
     CHECK((empty * MatrixXf(16, 2)).rows() == 0);
+}
+
+TEST_CASE("GPTQ for the rest, outliers beside it", "[outliers]") {
+    const MatrixXf w = data::matrix(32, 64, 31, data::distribution::student_t4);
+    const MatrixXf x = data::matrix(64, 6, 32) * data::matrix(6, 300, 33) + 0.3f * data::matrix(64, 300, 34);
+    nibble::hessian h(64);
+    h.add(x);
+    nibble::importance seen(64);
+    seen.add(x);
+    const std::vector<float> weights = seen.weights();
+    const nibble::quantize_plan plan = named("int3_zero_g64");
+    const auto lost = [&](const MatrixXf& q) { return static_cast<double>(((w - q) * x).squaredNorm()); };
+    const nibble::outlier_split split = nibble::find_outliers(w, plan, {.fraction = 0.02, .importance = weights});
+    const nibble::qmatrix dense = nibble::gptq(split.rest, h, plan).weights;
+    const double both = lost(nibble::dequantize(nibble::join_outliers(dense, w, split.rest, split)));
+    CHECK(both < 0.8 * lost(nibble::dequantize(nibble::gptq(w, h, plan).weights)));
+    CHECK(both < 0.5 * lost(nibble::dequantize(split_outliers(w, plan, {.fraction = 0.02, .importance = weights}))));
+    // What is left over is the error of the rest, but for the rounding to fp16.
+    const MatrixXf error = nibble::dequantize(nibble::join_outliers(dense, w, split.rest, split)) - w, wanted = nibble::dequantize(dense) - split.rest;
+    CHECK((error - wanted).cwiseAbs().maxCoeff() <= 0x1p-11f * w.cwiseAbs().maxCoeff());
+    CHECK(of([&] { static_cast<void>(nibble::join_outliers(dense, w.leftCols(3), split.rest, split)); }).code == errc::shape_mismatch);
 }
 
 TEST_CASE("what cannot be split or put together says why", "[outliers]") {

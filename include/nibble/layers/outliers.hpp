@@ -4,6 +4,9 @@
 //     nibble::outlier_matrix W2 = nibble::split_outliers(W, nibble::make_plan(nibble::int3_zero_g64::get()), {.fraction = 0.005});
 //     Eigen::MatrixXf Y = W2 * X;                                   // both at once
 //
+//     auto split = nibble::find_outliers(W, plan, {.fraction = 0.005, .importance = h.weights()});      // SpQR: GPTQ for the rest
+//     nibble::outlier_matrix W3 = nibble::join_outliers(nibble::gptq(split.rest, hessian, plan).weights, W, split.rest, split);
+//
 // An outlier is a column and an fp16. The dense matrix is quantized with 0 in its place (the mean of the rest of its group where the
 // format has a minimum or a float zero), so no scale need reach it, and the sparse part holds fp16(w - q): the weight itself where
 // the dense one decodes to 0. Weights in fp16 are then exact, others off by an fp16 rounding.
@@ -156,19 +159,25 @@ template <eigen_expression X>
     return out;
 }
 
-/// Quantizes W (N x K) without its costliest weights, and keeps those. Costs that are equal go by row, then column. Throws what
-/// quantize throws, errc::invalid_argument for a fraction outside 0 .. 1, errc::out_of_range for an outlier beyond fp16.
-[[nodiscard]] inline outlier_matrix split_outliers(const Eigen::Ref<const Eigen::MatrixXf>& w, const quantize_plan& plan, const outlier_options& options = {}) {
+/// W without its outliers, and where they are.
+struct outlier_split {
+    Eigen::MatrixXf rest;  ///< 0 in their places, or the mean of the rest of the group where the format has a minimum or a float zero
+    std::vector<index> row_begin;
+    std::vector<std::int32_t> columns;
+};
+
+/// Finds the costliest weights of W (N x K). Costs that are equal go by row, then column. Throws errc::invalid_argument for a
+/// fraction outside 0 .. 1, errc::shape_mismatch, errc::non_finite.
+[[nodiscard]] inline outlier_split find_outliers(const Eigen::Ref<const Eigen::MatrixXf>& w, const quantize_plan& plan, const outlier_options& options = {}) {
     if (!(options.fraction >= 0.0 && options.fraction <= 1.0))
-        detail::fail(errc::invalid_argument, "split_outliers: a fraction of " + std::to_string(options.fraction));
+        detail::fail(errc::invalid_argument, "find_outliers: a fraction of " + std::to_string(options.fraction));
     if (!options.importance.empty() && static_cast<index>(options.importance.size()) != w.cols())
-        detail::fail(errc::shape_mismatch, "split_outliers: " + std::to_string(options.importance.size()) + " importance weights for W of " + detail::shape_text(w.rows(), w.cols()));
-    check_quantize(eigen_view<std::remove_cvref_t<decltype(w)>>(w).get(), plan).or_throw();
+        detail::fail(errc::shape_mismatch, "find_outliers: " + std::to_string(options.importance.size()) + " importance weights for W of " + detail::shape_text(w.rows(), w.cols()));
     const index n = w.rows(), k = w.cols();
     Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> rest = w;
     const index bad = detail::find_non_finite(rest.data(), rest.size());
     if (bad >= 0)
-        detail::fail(errc::non_finite, "split_outliers: W(" + std::to_string(bad / k) + ", " + std::to_string(bad % k) + ") is " + detail::non_finite_name(rest.data() + bad));
+        detail::fail(errc::non_finite, "find_outliers: W(" + std::to_string(bad / k) + ", " + std::to_string(bad % k) + ") is " + detail::non_finite_name(rest.data() + bad));
 
     const detail::fp_environment environment;
     std::vector<double> cost(static_cast<std::size_t>(n * k));
@@ -178,14 +187,21 @@ template <eigen_expression X>
         cost[static_cast<std::size_t>(i)] = detail::outlier_cost(rest.data()[i], h);
         order[static_cast<std::size_t>(i)] = i;
     }
-    const auto kept = static_cast<std::size_t>(options.fraction * static_cast<double>(n * k) + 0.5);
-    const auto first_of = [&](index a, index b) {
+    const auto kept = static_cast<std::ptrdiff_t>(options.fraction * static_cast<double>(n * k) + 0.5);
+    std::nth_element(order.begin(), order.begin() + kept, order.end(), [&](index a, index b) {
         const double x = cost[static_cast<std::size_t>(a)], y = cost[static_cast<std::size_t>(b)];
         return x != y ? x > y : a < b;
-    };
-    std::nth_element(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept), order.end(), first_of);
+    });
+    std::sort(order.begin(), order.begin() + kept);
     std::vector<std::uint8_t> marked(cost.size(), 0);
-    for (std::size_t i = 0; i < kept; ++i) marked[static_cast<std::size_t>(order[i])] = 1;
+    outlier_split s;
+    s.row_begin.assign(static_cast<std::size_t>(n + 1), 0);
+    for (auto i = order.begin(); i != order.begin() + kept; ++i) {
+        marked[static_cast<std::size_t>(*i)] = 1;
+        s.columns.push_back(static_cast<std::int32_t>(*i % k));
+        ++s.row_begin[static_cast<std::size_t>(*i / k + 1)];
+    }
+    for (std::size_t row = 0; row < static_cast<std::size_t>(n); ++row) s.row_begin[row + 1] += s.row_begin[row];
 
     const bool has_zero = plan.rule.offset == offset_kind::none || plan.rule.offset == offset_kind::zero_point;
     const index group = plan.group.cols == 0 ? std::max<index>(1, k) : plan.group.cols;
@@ -194,29 +210,44 @@ template <eigen_expression X>
             float* x = rest.data() + row * k + g;
             const std::uint8_t* m = marked.data() + row * k + g;
             const index count = (std::min)(group, k - g);
-            const float mean = has_zero ? 0.0f : detail::mean_of_rest(x, m, count);
+            const float fill = has_zero ? 0.0f : detail::mean_of_rest(x, m, count);
             for (index i = 0; i < count; ++i)
-                if (m[i] != 0) x[i] = mean;
+                if (m[i] != 0) x[i] = fill;
         }
+    s.rest = rest;
+    return s;
+}
+
+/// The outliers of W beside a dense matrix that was made of `split.rest`: fp16(w - base). The base is dequantize(dense), and outliers
+/// become what they were; or split.rest for a method that makes up for its errors elsewhere and counts on them (GPTQ). Throws
+/// errc::shape_mismatch, errc::out_of_range for an outlier beyond fp16.
+[[nodiscard]] inline outlier_matrix join_outliers(qmatrix dense, const Eigen::Ref<const Eigen::MatrixXf>& w, const Eigen::Ref<const Eigen::MatrixXf>& base,
+                                                  outlier_split split) {
+    if (w.rows() != dense.rows() || w.cols() != dense.cols() || base.rows() != w.rows() || base.cols() != w.cols() ||
+        static_cast<index>(split.row_begin.size()) != w.rows() + 1)
+        detail::fail(errc::shape_mismatch, "join_outliers: the dense matrix is " + detail::shape_text(dense.rows(), dense.cols()) + ", W is " +
+                                               detail::shape_text(w.rows(), w.cols()) + ", the base is " + detail::shape_text(base.rows(), base.cols()) + ", outliers are of " +
+                                               std::to_string(split.row_begin.size()) + " - 1 rows");
+    const detail::fp_environment environment;
+    std::vector<std::uint16_t> values(split.columns.size());
+    for (index row = 0; row < w.rows(); ++row)
+        for (auto i = static_cast<std::size_t>(split.row_begin[static_cast<std::size_t>(row)]); i < static_cast<std::size_t>(split.row_begin[static_cast<std::size_t>(row + 1)]); ++i) {
+            const index c = split.columns[i];
+            if (!detail::store_difference(w(row, c), base(row, c), values[i]))
+                detail::fail(errc::out_of_range, "join_outliers: W(" + std::to_string(row) + ", " + std::to_string(c) + ") is " + std::to_string(w(row, c)) + ", beyond fp16");
+        }
+    return {std::move(dense), std::move(split.row_begin), std::move(split.columns), std::move(values)};
+}
+
+/// Quantizes W (N x K) without its costliest weights, and keeps those. Throws what quantize, find_outliers and join_outliers throw.
+[[nodiscard]] inline outlier_matrix split_outliers(const Eigen::Ref<const Eigen::MatrixXf>& w, const quantize_plan& plan, const outlier_options& options = {}) {
+    outlier_split split = find_outliers(w, plan, options);
     quantize_options dense_options;
     dense_options.executor = options.executor;
     if (plan.rule.searches) dense_options.importance = options.importance;
-    qmatrix dense = quantize(rest, plan, dense_options);
-    const Eigen::MatrixXf q = dequantize(dense, {options.executor});
-    std::vector<index> row_begin{0};
-    std::vector<std::int32_t> columns;
-    std::vector<std::uint16_t> values;
-    for (index row = 0; row < n; ++row) {
-        for (index c = 0; c < k; ++c) {
-            if (marked[static_cast<std::size_t>(row * k + c)] == 0) continue;
-            columns.push_back(static_cast<std::int32_t>(c));
-            values.push_back(0);
-            if (!detail::store_difference(w(row, c), q(row, c), values.back()))
-                detail::fail(errc::out_of_range, "split_outliers: W(" + std::to_string(row) + ", " + std::to_string(c) + ") is " + std::to_string(w(row, c)) + ", beyond fp16");
-        }
-        row_begin.push_back(static_cast<index>(columns.size()));
-    }
-    return {std::move(dense), std::move(row_begin), std::move(columns), std::move(values)};
+    qmatrix dense = quantize(split.rest, plan, dense_options);
+    const Eigen::MatrixXf decoded = dequantize(dense, {options.executor});
+    return join_outliers(std::move(dense), w, decoded, std::move(split));
 }
 
 }  // namespace nibble
