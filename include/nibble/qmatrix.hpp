@@ -169,6 +169,19 @@ struct layout {
     return l;
 }
 
+/// Bits of all scales and offsets, as the format itself counts them.
+[[nodiscard]] inline double scale_bits(const layout& l, const scale_scheme& scheme, offset_kind offset) noexcept {
+    const double groups = static_cast<double>(ceil_div(l.tile_row() + l.rows, l.block_rows)) * static_cast<double>(l.groups);
+    const double bits = groups * (l.scale_bits + l.offset_bits);
+    switch (scheme.storage) {
+        case scale_storage::two_level:
+            return bits + static_cast<double>(l.rows) * static_cast<double>(l.supers) * (offset == offset_kind::minimum ? 32.0 : 16.0);
+        case scale_storage::double_quantized: return bits + 32.0 * static_cast<double>(l.supers) + 32.0;
+        case scale_storage::e4m3_f32: return bits + 32.0;
+        default: return bits;
+    }
+}
+
 /// Reads one code of a panel at a padded position.
 [[nodiscard]] inline unsigned get_code(const std::uint8_t* panel, int bits, int row, index position) noexcept {
     if (bits == 16) {
@@ -433,21 +446,8 @@ inline detail::scale_source qmatrix::scales_of(index panel) const noexcept {
 }
 
 inline double qmatrix::format_bits() const noexcept {
-    const detail::layout& l = layout_;
-    const double weights = static_cast<double>(l.rows) * static_cast<double>(l.cols);
-    if (weights == 0.0) return 0.0;
-    const double groups = static_cast<double>(detail::ceil_div(l.tile_row() + l.rows, l.block_rows)) * static_cast<double>(l.groups);
-    double bits = weights * l.bits + groups * (l.scale_bits + l.offset_bits);
-    switch (scheme_.storage) {
-        case scale_storage::two_level:
-            bits += static_cast<double>(l.rows) * static_cast<double>(l.supers) *
-                    (offset_ == offset_kind::minimum ? 32.0 : 16.0);
-            break;
-        case scale_storage::double_quantized: bits += 32.0 * static_cast<double>(l.supers) + 32.0; break;
-        case scale_storage::e4m3_f32: bits += 32.0; break;
-        default: break;
-    }
-    return bits;
+    const double weights = static_cast<double>(layout_.rows) * static_cast<double>(layout_.cols);
+    return weights == 0.0 ? 0.0 : weights * layout_.bits + detail::scale_bits(layout_, scheme_, offset_);
 }
 
 inline qmatrix qmatrix::row_block(index first, index count) const {

@@ -8,6 +8,7 @@
 //
 //   dynamic i8   scale = RN(amax / 127), zero = 0; so a is in [-127, 127]
 //   dynamic u8   of the range with zero in it: scale = RN((max - min) / 255), zero = clamp(-RNE(RN(min / scale)), 0, 255)
+//   (per_tensor: the same of all columns together)
 //   both         scale is at least 2^-126, so that its inverse is finite; a column of zeros has codes equal to its zero point
 //   static       scale and zero of the caller
 //   codes        a = clamp(RNE(RN(x * RN(1 / scale))) + zero)
@@ -45,13 +46,14 @@ struct integer_view {
     [[nodiscard]] T* at(index r, index c) const noexcept { return data + (r * row_stride + c * col_stride); }
 };
 
-/// How activations are quantized. Made by its three functions.
+/// How activations are quantized. Made by its four functions.
 struct activation_rule {
     activation_type type = activation_type::i8;
     bool dynamic = true;   ///< scales from the data
     index group = 0;       ///< dynamic: elements along K that share a scale; 0: all of a column
     float scale = 1.0f;    ///< static
     int zero = 0;          ///< static
+    bool shared = false;   ///< dynamic: one scale for all columns
 
     /// A scale for each column, from its own values. i8 is symmetric, u8 has a zero point.
     [[nodiscard]] static constexpr activation_rule per_token(activation_type t = activation_type::i8) noexcept { return {t, true, 0, 1.0f, 0}; }
@@ -59,6 +61,8 @@ struct activation_rule {
     [[nodiscard]] static constexpr activation_rule per_group(index size, activation_type t = activation_type::i8) noexcept {
         return {t, true, size, 1.0f, 0};
     }
+    /// One scale for all columns, from all values: reads them twice. Products can be requantized, as with fixed().
+    [[nodiscard]] static constexpr activation_rule per_tensor(activation_type t = activation_type::i8) noexcept { return {t, true, 0, 1.0f, 0, true}; }
     /// One scale and zero point for all, known before (calibrated).
     [[nodiscard]] static constexpr activation_rule fixed(float scale, int zero, activation_type t) noexcept { return {t, false, 0, scale, zero}; }
 };
@@ -288,10 +292,10 @@ NIBBLE_API quantized_activations quantize_activations(const const_view& x, const
     }
     quantized_activations a;
     a.type_ = rule.type;
-    a.shared_ = !rule.dynamic;
+    a.shared_ = !rule.dynamic || rule.shared;
     a.rows_ = x.rows;
     a.cols_ = x.cols;
-    a.group_ = !rule.dynamic || rule.group == 0 ? std::max<index>(1, x.rows) : rule.group;
+    a.group_ = a.shared_ || rule.group == 0 ? std::max<index>(1, x.rows) : rule.group;
     a.groups_ = std::max<index>(1, detail::ceil_div(x.rows, a.group_));
     a.col_stride_ = x.rows;
     const auto count = static_cast<std::size_t>(a.shared_ ? 1 : detail::checked_product(a.groups_, x.cols));
@@ -300,20 +304,42 @@ NIBBLE_API quantized_activations quantize_activations(const const_view& x, const
     a.own_.resize(static_cast<std::size_t>(detail::checked_product(x.rows, x.cols)));
     const detail::kernel_table& kernels = detail::active_kernels();
     std::vector<float> column(static_cast<std::size_t>(x.rows));
-    for (index j = 0; j < x.cols; ++j) {
+    const auto load = [&](index j) {
         detail::load_block({x.at(0, j), x.type, x.rows, 1, x.row_stride, x.col_stride}, 0, x.rows, 0, 1, column.data(), 1);
+    };
+    const auto largest_of = [&](index first, index n, index j) {
+        const float* from = column.data() + first;
+        const std::uint32_t largest = kernels.largest_bits(from, n);
+        if (largest >= 0x7f800000u) {
+            const index k = detail::find_non_finite(from, n);
+            detail::fail(errc::non_finite, who + ": X(" + std::to_string(first + k) + ", " + std::to_string(j) + ") is " + detail::non_finite_name(from + k));
+        }
+        return detail::float_of(largest);
+    };
+    if (rule.dynamic && rule.shared) {
+        float ends[2] = {0.0f, 0.0f}, largest = 0.0f;  // the ends of the range say as much as all of it
+        for (index j = 0; j < x.cols; ++j) {
+            load(j);
+            largest = (std::max)(largest, largest_of(0, x.rows, j));
+            for (const float v : column) {
+                ends[0] = v < ends[0] ? v : ends[0];
+                ends[1] = v > ends[1] ? v : ends[1];
+            }
+        }
+        const group_scale grid = detail::activation_grid(ends, 2, largest, rule.type);
+        a.scales_[0] = grid.scale;
+        a.zeros_[0] = static_cast<int>(grid.offset);
+    }
+    for (index j = 0; j < x.cols; ++j) {
+        load(j);
         for (index g = 0; g < a.groups_; ++g) {
             const index first = g * a.group_;
             const index n = (std::min)(a.group_, x.rows - first);
             const float* from = column.data() + first;
-            const std::uint32_t largest = kernels.largest_bits(from, n);
-            if (largest >= 0x7f800000u) {
-                const index k = detail::find_non_finite(from, n);
-                detail::fail(errc::non_finite, who + ": X(" + std::to_string(first + k) + ", " + std::to_string(j) + ") is " + detail::non_finite_name(from + k));
-            }
+            const float largest = largest_of(first, n, j);
             const auto at = static_cast<std::size_t>(a.shared_ ? 0 : j * a.groups_ + g);
-            if (rule.dynamic) {
-                const group_scale grid = detail::activation_grid(from, n, detail::float_of(largest), rule.type);
+            if (!a.shared_) {
+                const group_scale grid = detail::activation_grid(from, n, largest, rule.type);
                 a.scales_[at] = grid.scale;
                 a.zeros_[at] = static_cast<int>(grid.offset);
             }

@@ -83,7 +83,9 @@ void compare(const std::string& what, const MatrixXf& x, const activation_rule& 
             for (Index g = 0; g * a.group_size() < x.rows(); ++g) {
                 const Index first = g * a.group_size();
                 const Index n = std::min(a.group_size(), x.rows() - first);
-                const grid want = rule.dynamic ? wanted_grid(x.data() + j * x.rows() + first, n, rule.type) : grid{rule.scale, rule.zero};
+                const grid want = !rule.dynamic ? grid{rule.scale, rule.zero}
+                                  : rule.shared ? wanted_grid(x.data(), x.size(), rule.type)
+                                                : wanted_grid(x.data() + j * x.rows() + first, n, rule.type);
                 t.check(a.scale(g, j) == want.scale && a.zero(g, j) == want.zero, [&] { return name() + ": scale " + std::to_string(a.scale(g, j)); });
                 for (Index k = first; k < first + n; ++k)
                     t.check(a.code(k, j) == wanted_code(x(k, j), want, rule.type, rule.dynamic), [&] {
@@ -139,6 +141,7 @@ TEST_CASE("codes are the rule, at every level", "[activations]") {
             for (const data::distribution d : data::distributions) {
                 const MatrixXf x = data::matrix(k, 3, ++stream, d);
                 compare(name, x, activation_rule::per_token(type), t);
+                compare(name, x, activation_rule::per_tensor(type), t);
                 for (const Index group : {1, 7, 32, 256}) compare(name, x, activation_rule::per_group(group, type), t);
                 compare(name, x, activation_rule::fixed(0.0313f, type == activation_type::i8 ? -77 : 77, type), t);
             }
@@ -150,6 +153,7 @@ TEST_CASE("codes are the rule, at every level", "[activations]") {
         for (const activation_type type : {activation_type::i8, activation_type::u8}) {
             compare("times " + std::to_string(scale), x, activation_rule::per_token(type), t);
             compare("times " + std::to_string(scale), x.cwiseAbs(), activation_rule::per_token(type), t);
+            compare("times " + std::to_string(scale), -x.cwiseAbs(), activation_rule::per_tensor(type), t);
             compare("times " + std::to_string(scale), -x.cwiseAbs(), activation_rule::per_group(16, type), t);
             compare("times " + std::to_string(scale), x, activation_rule::fixed(1.5f, 0, type), t);
         }
@@ -175,6 +179,26 @@ TEST_CASE("activations of any layout and type", "[activations]") {
     CHECK(codes_of(copy) == wanted);
 }
 
+TEST_CASE("powers of two move scales, not codes; one scale for all can be requantized", "[activations]") {
+    const MatrixXf x = data::matrix(64, 5, 5);
+    for (const activation_rule& r : {activation_rule::per_token(), activation_rule::per_token(activation_type::u8), activation_rule::per_group(16),
+                                     activation_rule::per_tensor(), activation_rule::per_tensor(activation_type::u8)}) {
+        const quantized_activations a = nibble::quantize_activations(x, r), b = nibble::quantize_activations(0.03125f * x, r);
+        CHECK(codes_of(a) == codes_of(b));
+        CHECK(b.scale(0, 4) == 0.03125f * a.scale(0, 4));
+    }
+    const nibble::qmatrix w = nibble::quantize(data::matrix(8, 64, 6), "int8_per_channel");
+    Eigen::Matrix<std::int8_t, Eigen::Dynamic, Eigen::Dynamic> y(8, 5);
+    const quantized_activations one = nibble::quantize_activations(x, activation_rule::per_tensor());
+    CHECK(one.shared());
+    nibble::integer_gemm(w, one, {.scale = 0.5f}, nibble::writable_integers(y));
+    CHECK((y.cast<float>() * 0.5f - w * x).cwiseAbs().maxCoeff() < 0.6f);
+    // FP8 by token, or by token and 128 channels (DeepSeek): tokens are the rows of a matrix of their own.
+    const nibble::qmatrix fp8 = nibble::quantize<nibble::fp8_e4m3>(x.transpose(), nibble::per_channel{});
+    for (Index j = 0; j < 5; ++j) CHECK(fp8.scale(j, 0) == x.col(j).cwiseAbs().maxCoeff() / 448.0f);
+    CHECK(nibble::sqnr_db(x, nibble::dequantize(fp8).transpose()) > 29.0);
+}
+
 TEST_CASE("what is no activation", "[activations][errors]") {
     using nibble::errc;
     MatrixXf x = data::matrix(40, 3, 4);
@@ -184,7 +208,7 @@ TEST_CASE("what is no activation", "[activations][errors]") {
     for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
         x(33, 2) = bad;
         for (const activation_rule& r : {activation_rule::per_token(), activation_rule::per_token(activation_type::u8), activation_rule::per_group(16),
-                                         activation_rule::fixed(1.0f, 0, activation_type::i8)}) {
+                                         activation_rule::per_tensor(), activation_rule::fixed(1.0f, 0, activation_type::i8)}) {
             const mistake m = quantize(r);
             CHECK(m.code == errc::non_finite);
             CHECK(contains(m.message, "X(33, 2) is " + std::string(std::isnan(bad) ? "nan" : bad > 0 ? "inf" : "-inf")));
