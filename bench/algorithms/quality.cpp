@@ -5,9 +5,9 @@
 #include <numeric>
 
 #include <CLI/CLI.hpp>
-#include <nibble/algorithms/gptq.hpp>
-#include <nibble/quantize.hpp>
-#include <nibble/dequantize.hpp>
+#include <nibble/algorithms/quantize_layer.hpp>
+#include <nibble/calibration/importance.hpp>
+#include <nibble/layers/outliers.hpp>
 
 #include "../data.hpp"
 #include "../options.hpp"
@@ -21,89 +21,111 @@ using nibble::index;
 // A layer with what a method may see of it.
 struct subject {
     layer of;                     // its activations are those that no method sees
-    nibble::hessian hessian;
+    nibble::layer_calibration seen;
     std::vector<float> importance;
     Eigen::MatrixXd outputs;      // of `of`, in double
 };
 
-// What a method made: weights in the layer's own order and scale, and the bits that it needs for each.
+// What a method made: outputs for the activations that it has not seen, and the bits that a weight takes.
 struct outcome {
-    row_matrix weights;
+    Eigen::MatrixXd outputs;
     double bits = 0.0;
 };
 
-double bits_of(const nibble::qmatrix& q) { return 8.0 * static_cast<double>(q.bytes()) / static_cast<double>(q.rows() * q.cols()); }
-
-row_matrix decoded(const nibble::qmatrix& q) {
+Eigen::MatrixXd product(const nibble::qmatrix& q, const Eigen::MatrixXf& x) {
     row_matrix w(q.rows(), q.cols());
     nibble::dequantize(q, w);
-    return w;
+    return w.cast<double>() * x.cast<double>();
 }
 
-outcome nearest(const subject& s, const nibble::quantize_plan& plan) {
-    const nibble::qmatrix q = nibble::quantize(s.of.weights, plan);
-    return {decoded(q), bits_of(q)};
+outcome outcome_of(const nibble::qmatrix& q, const subject& s) { return {product(q, s.of.activations), q.bits_per_weight()}; }
+
+using plan_type = nibble::quantize_plan;
+using method_function = std::function<outcome(const subject&, const plan_type&)>;
+
+outcome nearest(const subject& s, const plan_type& plan) { return outcome_of(nibble::quantize(s.of.weights, plan), s); }
+outcome weighted(const subject& s, const plan_type& plan) { return outcome_of(nibble::quantize(s.of.weights, plan, {.importance = s.importance}), s); }
+outcome hqq(const subject& s, const plan_type& plan) { return outcome_of(nibble::hqq(s.of.weights, plan).weights, s); }
+
+// Every combination that quantize_layer knows. Channel scales are fp32 numbers of a column each.
+method_function layered(const nibble::layer_options& options) {
+    return [options](const subject& s, const plan_type& plan) {
+        const nibble::quantized_layer q = nibble::quantize_layer(s.of.weights, s.seen, plan, options);
+        outcome o{product(q.weights, q.activations(s.of.activations)), q.weights.bits_per_weight()};
+        if (!q.scales.empty()) o.bits += 32.0 / static_cast<double>(q.weights.rows());
+        return o;
+    };
 }
 
-outcome weighted(const subject& s, const nibble::quantize_plan& plan) {
-    const nibble::qmatrix q = nibble::quantize(s.of.weights, plan, {.importance = s.importance});
-    return {decoded(q), bits_of(q)};
-}
-
-outcome gptq(const subject& s, const nibble::quantize_plan& plan, const nibble::gptq_options& options) {
-    const nibble::gptq_result r = nibble::gptq(s.of.weights, s.hessian, plan, options);
-    outcome o{decoded(r.weights), bits_of(r.weights)};
-    if (!r.order.empty()) {
-        const row_matrix permuted = o.weights;
-        for (std::size_t j = 0; j < r.order.size(); ++j) o.weights.col(r.order[j]) = permuted.col(static_cast<index>(j));
-    }
+// SpQR: half a percent of the weights in fp16, GPTQ for the rest.
+outcome dense_and_sparse(const subject& s, const plan_type& plan) {
+    const auto split = nibble::find_outliers(s.of.weights, plan, {.fraction = 0.005, .importance = s.importance});
+    const nibble::outlier_matrix m =
+        nibble::join_outliers(nibble::gptq(split.rest, s.seen.moments, plan, {.measure_before = false}).weights, s.of.weights, split.rest, split);
+    outcome o = outcome_of(m.dense(), s);
+    o.bits = m.bits_per_weight();
+    for (index n = 0; n < m.rows(); ++n)
+        for (index i = m.row_begin()[static_cast<std::size_t>(n)]; i < m.row_begin()[static_cast<std::size_t>(n + 1)]; ++i) {
+            const double v = static_cast<double>(nibble::fp16_to_float(m.values()[static_cast<std::size_t>(i)]));
+            o.outputs.row(n) += v * s.of.activations.row(m.columns()[static_cast<std::size_t>(i)]).cast<double>();
+        }
     return o;
 }
 
 struct method {
     std::string name;
-    std::function<outcome(const subject&)> run;
+    plan_type plan;
+    method_function run;
 };
 struct competition {
     std::string group;
     std::vector<method> methods;  // the first is what the others are compared with
 };
 
-using method_function = outcome (*)(const subject&, const nibble::quantize_plan&);
-
-method of(std::string name, method_function f, const nibble::quantize_plan& plan) {
-    return {std::move(name), [f, plan](const subject& s) { return f(s, plan); }};
-}
-outcome gptq_default(const subject& s, const nibble::quantize_plan& plan) { return gptq(s, plan, {.measure_before = false}); }
-outcome gptq_moving(const subject& s, const nibble::quantize_plan& plan) { return gptq(s, plan, {.static_groups = false, .measure_before = false}); }
-
 std::vector<competition> competitions() {
     static constexpr nibble::absmax absmax{};
     static constexpr nibble::zero_point zero_point{};
+    static constexpr nibble::float_zero float_zero{};
     static constexpr nibble::mse mse{};
-    constexpr nibble::granularity group{1, 64};
+    using nibble::layer_rounding;
+    using nibble::layer_scaling;
+    const nibble::layer_options plain{.gptq = {.measure_before = false}};
+    nibble::layer_options awq = plain, gptq = plain, ordered = plain, awq_gptq = plain, rotated = plain;
+    awq.scaling = awq_gptq.scaling = layer_scaling::awq;
+    awq.rounding = layer_rounding::nearest;
+    ordered.gptq.static_groups = false;
+    rotated.rotate = true;
     const auto named = [](const char* name) { return nibble::detail::plan_of_name(name); };
+    const auto calibrated = [&](const plan_type& p, std::vector<method>& to) {
+        to.push_back({"awq", p, layered(awq)});
+        to.push_back({"gptq", p, layered(gptq)});
+        to.push_back({"gptq, groups in order", p, layered(ordered)});
+        to.push_back({"awq, gptq", p, layered(awq_gptq)});
+        to.push_back({"rotation, gptq", p, layered(rotated)});
+    };
     std::vector<competition> all;
-    const auto integers = [&](const std::string& bits, const nibble::code_format& f, const char* k_quant) {
-        const nibble::quantize_plan plain = nibble::make_plan(nibble::format_handle(f), absmax, group);
-        const nibble::quantize_plan zero = nibble::make_plan(nibble::format_handle(f), zero_point, group);
-        const nibble::quantize_plan searched = nibble::make_plan(nibble::format_handle(f), mse, group);
-        all.push_back({bits + " bits",
-                       {of("absmax", nearest, plain),
-                        of("zero point", nearest, zero),
-                        of("mse", nearest, searched),
-                        of("mse, importance", weighted, searched),
-                        of("gptq, absmax", gptq_default, plain),
-                        of("gptq", gptq_default, zero),
-                        of("gptq, groups in order", gptq_moving, zero),
-                        of(k_quant, nearest, named(k_quant)),
-                        of(std::string(k_quant) + ", importance", weighted, named(k_quant))}});
+    const auto integers = [&](const char* bits, const nibble::code_format& f, const char* k_quant) {
+        const auto plan = [&](const auto& rule) { return nibble::make_plan(nibble::format_handle(f), rule, nibble::granularity{1, 64}); };
+        competition c{std::string(bits) + " bits", {}};
+        c.methods = {{"absmax", plan(absmax), nearest},
+                     {"zero point", plan(zero_point), nearest},
+                     {"mse", plan(mse), nearest},
+                     {"mse, importance", plan(mse), weighted},
+                     {"hqq", plan(float_zero), hqq}};
+        calibrated(plan(zero_point), c.methods);
+        c.methods.push_back({"outliers, gptq", plan(zero_point), dense_and_sparse});
+        c.methods.push_back({k_quant, named(k_quant), nearest});
+        c.methods.push_back({std::string(k_quant) + ", importance", named(k_quant), weighted});
+        all.push_back(std::move(c));
     };
     integers("2", nibble::int2::format, "q2_k");
     integers("3", nibble::int3::format, "q3_k");
     integers("4", nibble::int4::format, "q4_k");
-    all.push_back({"nf4", {of("absmax", nearest, named("nf4")), of("gptq", gptq_default, named("nf4"))}});
-    all.push_back({"mxfp4", {of("mx", nearest, named("mxfp4")), of("gptq", gptq_default, named("mxfp4"))}});
+    for (const char* name : {"nf4", "mxfp4"}) {
+        competition c{name, {{"nearest", named(name), nearest}}};
+        calibrated(named(name), c.methods);
+        all.push_back(std::move(c));
+    }
     return all;
 }
 
@@ -115,8 +137,8 @@ std::vector<subject> subjects(const std::string& directory) {
     std::vector<subject> all;
     for (const layer& l : data.layers) {
         if (l.calibration.size() == 0) throw bad_input(directory + ": expected a tensor \"" + l.name + ".calib_input\", found none");
-        subject s{l, nibble::hessian(l.weights.cols()), {}, {}};
-        s.hessian.add(l.calibration);
+        subject s{l, nibble::layer_calibration(l.weights.cols()), {}, {}};
+        s.seen.add(l.calibration);
         nibble::importance importance(l.weights.cols());
         importance.add(l.calibration);
         const auto weights = importance.weights();
@@ -127,10 +149,7 @@ std::vector<subject> subjects(const std::string& directory) {
     return all;
 }
 
-double sqnr_db(const subject& s, const row_matrix& weights) {
-    const double noise = (s.outputs - weights.cast<double>() * s.of.activations.cast<double>()).squaredNorm();
-    return 10.0 * std::log10(s.outputs.squaredNorm() / noise);
-}
+double sqnr_db(const subject& s, const outcome& o) { return 10.0 * std::log10(s.outputs.squaredNorm() / (s.outputs - o.outputs).squaredNorm()); }
 
 quality_row judge(const std::string& group, const method& m, const std::vector<subject>& layers, const quality_row* first) {
     quality_row row;
@@ -139,13 +158,13 @@ quality_row judge(const std::string& group, const method& m, const std::vector<s
     double bits = 0.0, weights = 0.0;
     const double start = cpu_seconds();
     std::vector<outcome> made;
-    for (const subject& s : layers) made.push_back(m.run(s));
+    for (const subject& s : layers) made.push_back(m.run(s, m.plan));
     row.seconds = cpu_seconds() - start;
     for (std::size_t i = 0; i < layers.size(); ++i) {
         const auto size = static_cast<double>(layers[i].of.weights.size());
         bits += made[i].bits * size;
         weights += size;
-        row.sqnr_db.push_back(sqnr_db(layers[i], made[i].weights));
+        row.sqnr_db.push_back(sqnr_db(layers[i], made[i]));
         row.gain_db.push_back(first != nullptr ? row.sqnr_db[i] - first->sqnr_db[i] : 0.0);
     }
     row.bits = bits / weights;
