@@ -83,11 +83,11 @@ row_matrix weights(index rows, index cols) {
 nibble::const_view view_of(const row_matrix& w, index rows, index cols) { return {w.data(), nibble::scalar_type::f32, rows, cols, w.cols(), 1}; }
 nibble::const_view view_of(const row_matrix& w) { return view_of(w, w.rows(), w.cols()); }
 
-// The baseline of repacking: as many bytes into new memory, which repacking needs, too.
+// The baseline of repacking: as many bytes into new memory, allocated as that of a matrix is.
 void copy(const std::uint8_t* from, std::size_t size) {
-    const std::unique_ptr<std::uint8_t[]> to(new std::uint8_t[size]);
-    std::memcpy(to.get(), from, size);
-    benchmark::DoNotOptimize(to.get());
+    nibble::detail::aligned_bytes to(size, size);
+    std::memcpy(to.data(), from, size);
+    benchmark::DoNotOptimize(to.data());
     benchmark::ClobberMemory();
 }
 

@@ -141,7 +141,8 @@ NIBBLE_NOINLINE NIBBLE_API void column_quantizer::choose(const const_view& w, in
     const detail::layout& l = builder_.layout();
     detail::scale_writer writer(builder_, plan_, scheme_);
     std::vector<float> row(static_cast<std::size_t>(w.cols));
-    std::vector<std::uint8_t> codes(row.size());
+    std::vector<std::uint8_t> codes(static_cast<std::size_t>(l.groups * l.padded_group));
+    std::vector<float> low(static_cast<std::size_t>(l.groups)), high(low.size());
     std::vector<float> weight;
     const bool whole = last - first == l.groups;
     if (whole && !importance_.empty() && scheme_.storage == scale_storage::two_level) weight.resize(scale_.size());
@@ -155,18 +156,25 @@ NIBBLE_NOINLINE NIBBLE_API void column_quantizer::choose(const const_view& w, in
         const detail::range all = detail::range_of(row);
         amax = (std::max)(amax, detail::largest_magnitude(all.low, all.high));
         const float squares = detail::sum_of_squares(row);
-        for (index g = first; g < last; ++g) {
-            const auto at = static_cast<std::size_t>(n * l.groups + g);
+        const auto at = static_cast<std::size_t>(n * l.groups + first);
+        if (!whole) {
             std::span<const float> importance = importance_;
-            if (!whole && !importance.empty()) importance = importance.subspan(static_cast<std::size_t>(l.group_begin(g)), row.size());
-            const group_view v = whole ? detail::group_of_row(l, g, row, importance, squares, *plan_.format)
-                                       : group_view{row, importance, *plan_.format, row, 0, squares};
-            const group_scale s = detail::choose_group(plan_, v, codes.data());
+            if (!importance.empty()) importance = importance.subspan(static_cast<std::size_t>(l.group_begin(first)), row.size());
+            const group_scale s = detail::choose_group(plan_, {row, importance, *plan_.format, row, 0, squares}, codes.data());
             scale_[at] = s.scale;
             offset_[at] = s.offset;
-            if (!weight.empty()) weight[at] = detail::importance_sum(v);
-            if (!whole) writer.store_group(n, g, scale_[at], offset_[at]);
+            writer.store_group(n, first, scale_[at], offset_[at]);
+            continue;
         }
+        for (index g = 0; g < l.groups; ++g) {
+            const auto i = static_cast<std::size_t>(g);
+            const group_view v = detail::group_of_row(l, g, row, importance_, squares, *plan_.format);
+            const detail::range r = detail::range_of(v.x);
+            low[i] = r.low;
+            high[i] = r.high;
+            if (!weight.empty()) weight[at + i] = detail::importance_sum(v);
+        }
+        detail::propose_groups(plan_, l, {row, importance_, squares, low.data(), high.data()}, scale_.data() + at, offset_.data() + at, codes.data());
     }
     if (whole) writer.store(0, l.rows, scale_.data(), offset_.data(), weight.empty() ? nullptr : weight.data(), amax);
     for (index g = first; g < last; ++g) chosen_[static_cast<std::size_t>(g)] = true;

@@ -691,23 +691,20 @@ NIBBLE_NOINLINE NIBBLE_API int qmatrix_builder::measure_exponent(const qmatrix& 
     float largest = largest_stored(m, l.scales_at, l.scale_line, l.scale_bits);
     if (m.offset_ == offset_kind::minimum) largest = (std::max)(largest, largest_stored(m, l.offsets_at, l.offset_line, l.offset_bits) / value);
     const bool known = m.scheme_.storage == scale_storage::f32 || m.scheme_.storage == scale_storage::f16 || m.scheme_.storage == scale_storage::bf16;
-    const bool by_groups = !known || !detail::is_finite_bits(detail::bits_of(largest));
-    if (by_groups) largest = 0.0f;
-    constexpr index at_once = 16;
-    float s[16 * at_once], o[16 * at_once];
-    for (index p = 0; p < l.panels && by_groups; ++p) {
-        for (index g = 0; g < l.groups; g += at_once) {
-            const index count = (std::min)(at_once, l.groups - g);
-            m.expand_scales(p, g, count, s, o);
-            for (index i = 0; i < 16 * count; ++i) {
-                const float a = detail::magnitude(s[i]);
-                largest = a > largest ? a : largest;
-                if (m.offset_ == offset_kind::minimum) {
-                    const float b = detail::magnitude(o[i]) / value;
-                    largest = b > largest ? b : largest;
-                }
+    if (!known || !detail::is_finite_bits(detail::bits_of(largest))) {
+        constexpr index at_once = 16;
+        float s[16 * at_once], o[16 * at_once];
+        const auto largest_bits = detail::active_kernels().largest_bits;
+        std::uint32_t most = 0, most_offset = 0;
+        for (index p = 0; p < l.panels; ++p) {
+            for (index g = 0; g < l.groups; g += at_once) {
+                const index count = (std::min)(at_once, l.groups - g);
+                m.expand_scales(p, g, count, s, o);
+                most = (std::max)(most, largest_bits(s, 16 * count));
+                if (m.offset_ == offset_kind::minimum) most_offset = (std::max)(most_offset, largest_bits(o, 16 * count));
             }
         }
+        largest = (std::max)(detail::float_of(most), detail::float_of(most_offset) / value);
     }
     const int e = largest > 0.0f ? detail::exponent_of(largest) + detail::exponent_of(value) : -127;
     return e < -127 ? -127 : e > 128 ? 128 : e;

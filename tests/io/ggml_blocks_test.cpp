@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/for_each_isa.hpp"
 #include "support/golden.hpp"
+#include "support/guarded_buffer.hpp"
 #include "support/inspect.hpp"
 #include "support/reference_quantizers.hpp"
 #include "support/spawning.hpp"
@@ -148,17 +150,42 @@ TEST_CASE("blocks decode to gguf's values bit by bit, and pack to the same bytes
         for (const extent rows :
              {extent{1}, extent{8}, extent{64}}) {  // 64, 8 and 1 blocks to a row; 64 rows are 4 panels
             INFO(rows << " rows");
-            const nibble::qmatrix m = ggml::unpack(t, bytes, rows, weights / rows).value();
-            CHECK(m.rows() == rows);
-            CHECK(m.cols() == weights / rows);
-            CHECK(inspect::difference(inspect::decoded(m), values) == "");
-            CHECK(inspect::difference(ggml::pack(m, t).value(), canonical(t, bytes)) == "");
-            REQUIRE(ggml::type_of(m).has_value());
-            CHECK(*ggml::type_of(m) == (t == type::tq1_0 ? type::tq2_0 : t));
+            for_each_isa([&](nibble::isa) {
+                const nibble::qmatrix m = ggml::unpack(t, bytes, rows, weights / rows).value();
+                CHECK(m.rows() == rows);
+                CHECK(m.cols() == weights / rows);
+                CHECK(inspect::difference(inspect::decoded(m), values) == "");
+                CHECK(inspect::difference(ggml::pack(m, t).value(), canonical(t, bytes)) == "");
+                REQUIRE(ggml::type_of(m).has_value());
+                CHECK(*ggml::type_of(m) == (t == type::tq1_0 ? type::tq2_0 : t));
+            });
             ++cases;
         }
     }
     CHECK(cases == 17 * 3);
+}
+
+TEST_CASE("every level makes the same cells of the same blocks, and reads nothing past them", "[ggml]") {
+    int cases = 0;
+    for (const known_type& k : known) {
+        if (!ggml::is_supported(k.id)) continue;
+        for (const extent cols : {k.elements, 3 * k.elements - 1, 2 * k.elements + 5}) {
+            for (const extent rows : {1, 16, 21}) {
+                const auto size = static_cast<std::size_t>(rows * ggml::row_bytes(k.id, cols));
+                guarded_buffer<std::uint8_t> bytes(size);  // all of them below 40: no scale is Inf or NaN
+                for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::uint8_t>((i * 2654435761u >> 13) & 0x3f);
+                INFO(k.name << ", " << rows << "x" << cols);
+                nibble::qmatrix first;
+                for_each_isa([&](nibble::isa level) {
+                    const nibble::qmatrix m = ggml::unpack(k.id, {bytes.data(), size}, rows, cols).value();
+                    if (level == nibble::isa::scalar) first = m;
+                    CHECK(std::equal(m.data(), m.data() + m.memory_bytes(), first.data(), first.data() + first.memory_bytes()));
+                });
+                ++cases;
+            }
+        }
+    }
+    CHECK(cases == 22 * 9);
 }
 
 TEST_CASE("rows may end inside a block", "[ggml]") {

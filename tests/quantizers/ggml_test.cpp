@@ -2,11 +2,13 @@
 #include <nibble/io/ggml_blocks.hpp>
 #include <nibble/quantize.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/for_each_isa.hpp"
 #include "support/golden.hpp"
 #include "support/inspect.hpp"
 #include "support/reference_quantizers.hpp"
@@ -238,9 +240,11 @@ TEST_CASE("4096 pseudo-Gaussian values give the bytes of ggml", "[ggml]") {
     int cases = 0;
     for (const expected& e : table) {
         INFO(ggml::name(e.id));
-        const nibble::qmatrix m = quantized(e.id, x);
-        CHECK(reference::fnv1a64(ggml::pack(m, e.id).value()) == e.hash);
-        CHECK(inspect::rmse(inspect::decoded(m), x) == Approx(e.rmse).margin(6e-7));
+        for_each_isa([&](nibble::isa) {
+            const nibble::qmatrix m = quantized(e.id, x);
+            CHECK(reference::fnv1a64(ggml::pack(m, e.id).value()) == e.hash);
+            CHECK(inspect::rmse(inspect::decoded(m), x) == Approx(e.rmse).margin(6e-7));
+        });
         ++cases;
     }
     CHECK(cases == 18);
@@ -258,9 +262,11 @@ TEST_CASE("with importance weights the bytes are those of ggml with an importanc
             ++refused;
             continue;
         }
-        const nibble::qmatrix m = quantized(e.id, x, 1, w);
-        CHECK(reference::fnv1a64(ggml::pack(m, e.id).value()) == e.importance_hash);
-        CHECK(inspect::rmse(inspect::decoded(m), x) == Approx(e.importance_rmse).margin(6e-7));
+        for_each_isa([&](nibble::isa) {
+            const nibble::qmatrix m = quantized(e.id, x, 1, w);
+            CHECK(reference::fnv1a64(ggml::pack(m, e.id).value()) == e.importance_hash);
+            CHECK(inspect::rmse(inspect::decoded(m), x) == Approx(e.importance_rmse).margin(6e-7));
+        });
         ++searched;
     }
     CHECK(searched == 11);
@@ -651,6 +657,41 @@ TEST_CASE("the searches are their definitions on all kinds of groups", "[ggml]")
     CHECK(good.cases() == 400 * (4 * 4 + 2 * 2));
     INFO(good.report());
     CHECK(good.failures() == 0);
+}
+
+TEST_CASE("every level writes the same codes and scales for weights of all magnitudes", "[ggml]") {
+    // Up to where products of sums overflow, down to where inverses do; more groups than lanes, and fewer; a last group
+    // that is smaller.
+    const float magnitudes[] = {1.0f, 1e-38f, 1e-43f, 1e5f, 1e10f, 1e-20f};
+    int cases = 0;
+    for (const char* name : {"q4_0", "q4_1", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq2_0"}) {
+        for (const extent cols : {17, 100, 768}) {
+            for (const bool weighed : {false, true}) {
+                const nibble::recipe& recipe = *nibble::find_recipe(name);
+                if (weighed && !recipe.rule.searches) continue;
+                std::vector<float> x = reference::normal_samples(static_cast<std::size_t>(12 * cols), 7);
+                for (std::size_t i = 0; i < x.size(); ++i) {
+                    const std::size_t row = i / static_cast<std::size_t>(cols);
+                    x[i] *= magnitudes[row / 2];
+                    if (row % 2 == 1 && i % 3 == 0) x[i] = i % 2 == 0 ? 0.0f : -0.0f;
+                }
+                nibble::quantize_plan plan = nibble::make_plan(recipe);
+                plan.scale = nibble::scales::f32;  // which holds them all
+                const std::vector<float> weights = seven_weights(static_cast<std::size_t>(cols));
+                nibble::quantize_options options;
+                if (weighed) options.importance = weights;
+                INFO(name << ", " << cols << " columns" << (weighed ? ", with importance" : ""));
+                nibble::qmatrix first;
+                for_each_isa([&](nibble::isa level) {
+                    const nibble::qmatrix m = nibble::quantize(nibble::row_major(x.data(), 12, cols), plan, options);
+                    if (level == nibble::isa::scalar) first = m;
+                    CHECK(std::equal(m.data(), m.data() + m.memory_bytes(), first.data(), first.data() + first.memory_bytes()));
+                });
+                ++cases;
+            }
+        }
+    }
+    CHECK(cases == 3 * (12 + 10));
 }
 
 TEST_CASE("with importance q6_k searches for the weights that matter", "[ggml]") {

@@ -25,22 +25,6 @@ inline void encode_group(const quantize_plan& plan, const group_view& g, group_s
         codes[i] = static_cast<std::uint8_t>(encode_weight(g.format, plan.rule.offset, g.x[i], inv, s.offset));
 }
 
-struct range {
-    float low = 0.0f;
-    float high = 0.0f;
-};
-
-[[nodiscard]] inline range range_of(std::span<const float> x) noexcept {
-    if (x.empty()) return {};
-    float low = x[0];
-    float high = x[0];
-    for (const float v : x) {
-        low = v < low ? v : low;
-        high = v > high ? v : high;
-    }
-    return {low, high};
-}
-
 /// Group g of a whole row.
 [[nodiscard]] inline group_view group_of_row(const layout& l, index g, std::span<const float> row,
                                              std::span<const float> importance, float row_squares, const code_format& f) noexcept {
@@ -63,6 +47,40 @@ inline group_scale choose_group(const quantize_plan& plan, const group_view& v, 
         return s;
     }
     return plan.rule.from_values(plan.rule.self, v, codes);
+}
+
+/// A whole row, and what the rules want to know of it.
+struct proposal_row {
+    std::span<const float> x;
+    std::span<const float> importance;  // of the columns, or empty
+    float squares;                      // their sum; only with importance
+    const float* low;                   // of each group
+    const float* high;
+};
+
+/// What the rule proposes for the groups of a row. Codes that a search finds go to `codes`, padded_group bytes a group.
+inline void propose_groups(const quantize_plan& plan, const layout& l, const proposal_row& row, float* scale, float* offset, std::uint8_t* codes) {
+    const quantizer_ref& rule = plan.rule;
+    if (rule.from_range != nullptr) {
+        rule.from_range(rule.self, row.low, row.high, static_cast<std::size_t>(l.groups), *plan.format, scale, offset);
+        return;
+    }
+    if (rule.from_run == nullptr) {
+        for (index g = 0; g < l.groups; ++g) {
+            const group_scale s = rule.from_values(rule.self, group_of_row(l, g, row.x, row.importance, row.squares, *plan.format), codes + g * l.padded_group);
+            scale[g] = s.scale;
+            offset[g] = s.offset;
+        }
+        return;
+    }
+    const index whole = l.cols / l.group;
+    for (index g = 0; g < l.groups; g += (std::max)(index{1}, whole)) {  // then the last one, if it is smaller
+        const index first = l.group_begin(g);
+        const bool weighed = !row.importance.empty();
+        const group_run run{row.x.data() + first, g < whole ? whole : 1, l.group_end(g) - first, weighed ? row.importance.data() + first : nullptr,
+                            row.low + g, row.high + g, *plan.format, row.x, first, weighed ? row.squares : 0.0f, l.padded_group};
+        rule.from_run(rule.self, run, scale + g, offset + g, codes + g * l.padded_group);
+    }
 }
 
 /// The weight of a group's scale in the search for its super-scale: the sum of the weights of its elements, as the ggml
@@ -91,7 +109,10 @@ public:
           rows_(w, options.non_finite, builder.layout().group, plan.rule.symmetric),
           stride_(ceil_div(builder.layout().positions() * (plan.format->bits > 8 ? 2 : 1), 64) * 64 + 64),
           codes_(static_cast<std::size_t>(panel_rows * stride_)), inverse_(static_cast<std::size_t>(builder.layout().groups)) {
-        encoder_known_ = plan.rule.encode == nullptr && plan.format->decode != decode_class::wide && make_encoder(*plan.format, plan.rule.offset, encoder_);
+        if (plan.rule.describe != nullptr) plan.rule.describe(*plan.format, encoder_);
+        encoder_known_ = plan.rule.describe != nullptr ||
+                         (plan.rule.encode == nullptr && plan.format->decode != decode_class::wide && make_encoder(*plan.format, plan.rule.offset, encoder_));
+        finds_codes_ = plan.rule.from_values != nullptr && (plan.rule.encode != nullptr || plan.rule.keeps_codes != nullptr) && builder.layout().block_rows == 1;
     }
 
     /// Rows [first, last), in blocks that share scales.
@@ -160,17 +181,13 @@ private:
         float* scale = to.scale + at * l.groups;
         float* offset = to.offset + at * l.groups;
         if (!options_.importance.empty()) row_squares_ = sum_of_squares(row);
-        if (plan_.rule.from_range != nullptr)
-            plan_.rule.from_range(plan_.rule.self, rows_.low(), rows_.high(), inverse_.size(), *plan_.format, scale, offset);
-        for (index g = 0; g < l.groups && (plan_.rule.from_range == nullptr || to.weight != nullptr); ++g) {
-            const group_view v = view_of(row, g);
-            if (plan_.rule.from_range == nullptr) {
-                const group_scale s = plan_.rule.from_values(plan_.rule.self, v, codes_of(n) + g * l.padded_group);
-                scale[g] = s.scale;
-                offset[g] = s.offset;
-            }
-            if (to.weight != nullptr) to.weight[at * l.groups + g] = importance_sum(v);
-        }
+        propose(n, row, scale, offset);
+        for (index g = 0; g < l.groups && to.weight != nullptr; ++g) to.weight[at * l.groups + g] = importance_sum(view_of(row, g));
+    }
+
+    /// What the rule proposes for row n, which was scanned last.
+    void propose(index n, std::span<const float> row, float* scale, float* offset) {
+        propose_groups(plan_, builder_.layout(), {row, options_.importance, row_squares_, rows_.low(), rows_.high()}, scale, offset, codes_of(n));
     }
 
     /// Groups that span rows [top, bottom): one proposal for each.
@@ -226,23 +243,29 @@ private:
 
     void encode_row(index n, const float* scale, const float* offset, bool again) {
         const layout& l = builder_.layout();
-        const std::span<const float> row = again ? rows_.get(n) : rows_.current();
-        if (encoder_known_) {
-            kernels_.invert(scale, l.groups, inverse_.data());
-            kernels_.encode(encoder_, {row.data(), l.cols, l.group, l.padded_group, inverse_.data(), offset, codes_of(n), rows_.ahead(n + 1)});
-        } else {
-            if (!options_.importance.empty()) row_squares_ = sum_of_squares(row);
-            for (index g = 0; g < l.groups; ++g) {
-                const group_view v = view_of(row, g);
-                std::uint8_t* to = codes_of(n) + g * l.padded_group;
-                const bool found_before = plan_.rule.from_values != nullptr && plan_.rule.encode != nullptr && l.block_rows == 1;
-                if (again && found_before) plan_.rule.from_values(plan_.rule.self, v, to);  // the search's codes were not kept
-                if (l.block_rows != 1) std::fill_n(to, v.x.size(), std::uint8_t{0});  // a search has left none here
-                else if (plan_.rule.keeps_codes != nullptr && plan_.rule.keeps_codes(plan_.rule.self, v)) continue;
-                encode_group(plan_, v, {scale[g], offset[g]}, to);
-            }
+        const bool search = again && finds_codes_;  // the search's codes were not kept
+        const std::span<const float> row = search ? rows_.scan(n) : again ? rows_.get(n) : rows_.current();
+        if (!options_.importance.empty()) row_squares_ = sum_of_squares(row);
+        if (search) {
+            unused_.resize(2 * inverse_.size());
+            propose(n, row, unused_.data(), unused_.data() + l.groups);
+        } else if (l.block_rows != 1 && plan_.rule.encode != nullptr) {
+            std::fill_n(codes_of(n), stride_, std::uint8_t{0});  // where a rule leaves codes as they are
         }
+        const bool final = finds_codes_ && l.groups != 0 && plan_.rule.keeps_codes != nullptr && plan_.rule.keeps_codes(plan_.rule.self, view_of(row, 0));
+        if (!final) encode_groups(n, row, scale, offset);
         pack_after(n);
+    }
+
+    void encode_groups(index n, std::span<const float> row, const float* scale, const float* offset) {
+        const layout& l = builder_.layout();
+        if (encoder_known_) {
+            const bool divides = encoder_.weight == scaled_weight::quotient;
+            if (!divides) kernels_.invert(scale, l.groups, inverse_.data());
+            kernels_.encode(encoder_, {row.data(), l.cols, l.group, l.padded_group, divides ? scale : inverse_.data(), offset, codes_of(n), rows_.ahead(n + 1)});
+            return;
+        }
+        for (index g = 0; g < l.groups; ++g) encode_group(plan_, view_of(row, g), {scale[g], offset[g]}, codes_of(n) + g * l.padded_group);
     }
 
     void encode_wide(index n) {
@@ -274,11 +297,13 @@ private:
     const codec_kernels& kernels_ = active_kernels().codec;
     encoder encoder_{};
     bool encoder_known_ = false;
+    bool finds_codes_ = false;          // in the search for scales, and in its place
     index stride_;                      // of 16 rows of codes by position; not a power of two, which would share cache sets
     std::vector<std::uint8_t> codes_;
     std::vector<float> inverse_;        // of the scales of a row
     std::vector<float> scale_, offset_, weight_;  // [row of the block][group]
     std::vector<float> block_, block_importance_;
+    std::vector<float> unused_;         // proposals of a search for codes
     float amax_ = 0.0f;
     float row_squares_ = 0.0f;
 };

@@ -223,7 +223,9 @@ private:
         const int half = 1 << (scheme_.bits - 1);
         std::uint8_t codes[256];
         if (weight != nullptr && scheme_.bits == 6 && !plan_.rule.unrounded_scale) {  // q3_k with importance
-            const float d = search_symmetric({scale, static_cast<std::size_t>(count)}, weight, half, codes);
+            float d = 0.0f, none = 0.0f;
+            group_lanes one({scale, 1, count, nullptr, nullptr, nullptr, *plan_.format, {}, 0, 0.0f, count}, weight);
+            one.search_symmetric(half, &d, &none, codes);
             const float decoded = set_super(n, s, d, false);
             for (index g = 0; g < count; ++g) {
                 builder_.set_scale(n, first + g, codes[g]);

@@ -1,6 +1,7 @@
 // The tensor types of ggml: numbers, names, sizes, and where the numbers of a block lie (spec of each: docs/formats.md).
 #pragma once
 
+#include "../detail/kernels/codec_types.hpp"
 #include "../formats/list.hpp"
 #include "../scale.hpp"
 
@@ -19,13 +20,8 @@ enum class type : std::uint32_t {
 
 namespace detail {
 
-/// Where unsigned numbers of `bits` bits lie: 8 / bits of them share a byte, `width` bytes make a run. Number i of a
-/// run is in byte i % width, i / width places from the low end. Every bit field of ggml but two has this form.
-struct plane {
-    int at = 0;    // first byte
-    int bits = 0;  // 0: there is no such plane
-    int width = 1;
-};
+/// Every bit field of ggml but two has this form.
+using plane = nibble::detail::bit_plane;
 
 /// One tensor type.
 struct block_type {

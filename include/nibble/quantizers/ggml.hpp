@@ -16,307 +16,28 @@
 #pragma once
 
 #include "../formats/codebook.hpp"
-#include "quantizer.hpp"
+#include "ggml_search.hpp"
 
 namespace nibble::inline NIBBLE_ABI {
 namespace detail {
 
-inline constexpr std::size_t ggml_max_group = 256;
-
-inline void check_ggml_group(const group_view& g) {
-    if (g.x.size() > ggml_max_group)
-        fail(errc::unsupported,
-             "quantize: the ggml rules take groups of at most 256 weights, not " + std::to_string(g.x.size()));
-}
-
 NIBBLE_FP_BEGIN
 
-/// Round half away from zero: C's roundf, without the library call.
-[[nodiscard]] inline int round_away(float x) noexcept {
-    const int whole = static_cast<int>(x);
-    const float rest = x - static_cast<float>(whole);
-    return rest >= 0.5f ? whole + 1 : rest <= -0.5f ? whole - 1 : whole;
-}
-
-[[nodiscard]] inline int clamp_int(int x, int low, int high) noexcept { return x < low ? low : x > high ? high : x; }
-
-/// ggml's nearest_int: round to nearest even for |x| < 2^22. Beyond that, and for Inf and NaN, it is whatever the bits
-/// say, which is what ggml writes for blocks so small that 1 / scale overflows.
-[[nodiscard]] inline int nearest_int(float x) noexcept {
-    const std::uint32_t u = bits_of(x + 12582912.0f);
-    return static_cast<int>(u & 0x007fffffu) - 0x00400000;
-}
-
-/// The nearest integer within low .. high (at most 2^22). For the codes of weights that the scale was not chosen from.
-[[nodiscard]] inline int nearest_within(float x, int low, int high) noexcept {
-    return static_cast<int>(round_even(clamp(x, static_cast<float>(low), static_cast<float>(high))));
-}
-
-/// The first value of largest magnitude, with its sign.
-[[nodiscard]] inline float signed_absmax(std::span<const float> x) noexcept {
-    float amax = 0.0f;
-    float value = 0.0f;
-    for (const float v : x) {
-        if (magnitude(v) > amax) {
-            amax = magnitude(v);
-            value = v;
-        }
-    }
-    return value;
-}
-
-[[nodiscard]] inline float sum_of_squares(std::span<const float> x) noexcept {
-    float sum = 0.0f;
-    for (const float v : x) sum += v * v;
-    return sum;
-}
-
-/// sqrt rounded once. The hardware instruction is; a call under -ffast-math need not be, so Newton's correction in
-/// double settles it.
-[[nodiscard]] inline float sqrt_rounded(float x) noexcept {
-    if (!(x > 0.0f)) return 0.0f;
-    double r = std::sqrt(static_cast<double>(x));
-    r = 0.5 * (r + static_cast<double>(x) / r);
-    return static_cast<float>(r);
-}
-
-/// The weights of the squared errors: importance * sqrt(sigma2 + x^2), the ggml formula.
-inline void importance_weights(const group_view& g, float sigma2, float* w) noexcept {
-    for (std::size_t i = 0; i < g.x.size(); ++i) {
-        const float square = g.x[i] * g.x[i];
-        w[i] = g.importance[i] * sqrt_rounded(sigma2 + square);
-    }
-}
-
-/// Sum of squares of the super-block of 256 that the group lies in.
-[[nodiscard]] inline float super_block_squares(const group_view& g) noexcept {
-    if (g.row.empty()) return sum_of_squares(g.x);
-    const std::size_t first = static_cast<std::size_t>(g.first) / 256 * 256;
-    const std::size_t count = g.row.size() - first < 256 ? g.row.size() - first : 256;
-    return sum_of_squares(g.row.subspan(first, count));
-}
-
-struct affine_search {
-    int nmax;
-    float rmin;
-    float rdelta;
-    int steps;
-    bool absolute;  ///< compare absolute instead of squared errors
+/// Integers low .. high, stored as code - zero.
+struct integer_range {
+    int low, high, zero;
 };
-
-/// make_qkx2_quants / make_qkx3_quants. Returns the scale and -min >= 0; writes the codes.
-[[nodiscard]] inline group_scale search_affine(std::span<const float> x, const float* w, const affine_search& p,
-                                               std::uint8_t* codes) noexcept {
-    const std::size_t n = x.size();
-    if (n == 0) return {};
-    const float nmax = static_cast<float>(p.nmax);
-    float low = x[0];
-    float high = x[0];
-    float sum_w = w[0];
-    float sum_x = sum_w * x[0];
-    for (std::size_t i = 1; i < n; ++i) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        sum_w += w[i];
-        sum_x += w[i] * x[i];
-    }
-    if (low > 0.0f) low = 0.0f;
-    if (high <= low) {
-        for (std::size_t i = 0; i < n; ++i) codes[i] = 0;
-        return {0.0f, -low};
-    }
-    float inv = nmax / (high - low);
-    float scale = 1.0f / inv;
-    float best = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) {
-        const int l = clamp_int(nearest_int(inv * (x[i] - low)), 0, p.nmax);
-        codes[i] = static_cast<std::uint8_t>(l);
-        float e = scale * static_cast<float>(l) + low - x[i];
-        e = p.absolute ? magnitude(e) : e * e;
-        best += w[i] * e;
-    }
-    std::uint8_t trial[ggml_max_group];
-    for (int k = 0; k <= p.steps; ++k) {
-        inv = (p.rmin + p.rdelta * static_cast<float>(k) + nmax) / (high - low);
-        float a = 0.0f;
-        float b = 0.0f;
-        float c = 0.0f;
-        for (std::size_t i = 0; i < n; ++i) {
-            const int l = clamp_int(nearest_int(inv * (x[i] - low)), 0, p.nmax);
-            trial[i] = static_cast<std::uint8_t>(l);
-            const float wl = w[i] * static_cast<float>(l);
-            a += wl;
-            b += wl * static_cast<float>(l);
-            c += wl * x[i];
-        }
-        const float determinant = sum_w * b - a * a;
-        if (!(determinant > 0.0f)) continue;
-        float this_scale = (sum_w * c - sum_x * a) / determinant;
-        float this_min = (b * sum_x - a * c) / determinant;
-        if (this_min > 0.0f) {
-            this_min = 0.0f;
-            this_scale = c / b;
-        }
-        float error = 0.0f;
-        for (std::size_t i = 0; i < n; ++i) {
-            float e = this_scale * static_cast<float>(trial[i]) + this_min - x[i];
-            e = p.absolute ? magnitude(e) : e * e;
-            error += w[i] * e;
-        }
-        if (error < best) {
-            for (std::size_t i = 0; i < n; ++i) codes[i] = trial[i];
-            best = error;
-            scale = this_scale;
-            low = this_min;  // the next trial divides by high - this minimum, as ggml does
-        }
-    }
-    return {scale, -low};
+/// Codes of x / scale, halves away from zero.
+inline void encode_away(std::span<const float> x, float scale, const integer_range& r, std::uint8_t* codes) noexcept {
+    const float inv = inverse(scale);
+    for (std::size_t i = 0; i < x.size(); ++i)
+        codes[i] = static_cast<std::uint8_t>(round_away(clamp(x[i] * inv, static_cast<float>(r.low), static_cast<float>(r.high))) + r.zero);
 }
-
-/// make_qx_quants: returns the scale; writes codes 0 .. 2 * nmax - 1.
-[[nodiscard]] inline float search_symmetric(std::span<const float> x, const float* w, int nmax,
-                                            std::uint8_t* codes) noexcept {
-    const std::size_t n = x.size();
-    const float largest = signed_absmax(x);
-    if (magnitude(largest) < 1e-15f) {
-        for (std::size_t i = 0; i < n; ++i) codes[i] = 0;
-        return 0.0f;
-    }
-    const float half = static_cast<float>(nmax);
-    float scale = 0.0f;
-    float best = 0.0f;
-    for (int step = -10; step <= 9; ++step) {  // -10 stands for the first, unshifted trial
-        const bool first = step == -10;
-        if (step == 0) continue;
-        const float inv = first ? -half / largest : -(half + 0.1f * static_cast<float>(step)) / largest;
-        float sum_lx = 0.0f;
-        float sum_l2 = 0.0f;
-        for (std::size_t i = 0; i < n; ++i) {
-            const float l = static_cast<float>(clamp_int(nearest_int(inv * x[i]), -nmax, nmax - 1));
-            sum_lx += w[i] * x[i] * l;
-            sum_l2 += w[i] * l * l;
-        }
-        if (first) {
-            scale = sum_l2 != 0.0f ? sum_lx / sum_l2 : 0.0f;
-            best = scale * sum_lx;
-        } else {
-            if (!(sum_l2 > 0.0f && sum_lx * sum_lx > best * sum_l2)) continue;
-            scale = sum_lx / sum_l2;
-            best = scale * sum_lx;
-        }
-        for (std::size_t i = 0; i < n; ++i)
-            codes[i] = static_cast<std::uint8_t>(nmax + clamp_int(nearest_int(inv * x[i]), -nmax, nmax - 1));
-    }
-    return scale;
-}
-
-/// make_q3_quants with error weights x^2: coordinate descent, at most five passes.
-[[nodiscard]] inline float search_q3(std::span<const float> x, std::uint8_t* codes) noexcept {
-    const std::size_t n = x.size();
-    constexpr int nmax = 4;
-    const float largest = signed_absmax(x);
-    if (magnitude(largest) < 1e-15f) {
-        for (std::size_t i = 0; i < n; ++i) codes[i] = 0;
-        return 0.0f;
-    }
-    const float inv = -static_cast<float>(nmax) / largest;
-    int l[ggml_max_group];
-    float sum_lx = 0.0f;
-    float sum_l2 = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) {
-        l[i] = clamp_int(nearest_int(inv * x[i]), -nmax, nmax - 1);
-        const float w = x[i] * x[i];
-        sum_lx += w * x[i] * static_cast<float>(l[i]);
-        sum_l2 += w * static_cast<float>(l[i]) * static_cast<float>(l[i]);
-    }
-    for (int pass = 0; pass < 5; ++pass) {
-        bool changed = false;
-        for (std::size_t i = 0; i < n; ++i) {
-            const float w = x[i] * x[i];
-            float lx = sum_lx - w * x[i] * static_cast<float>(l[i]);
-            if (!(lx > 0.0f)) continue;
-            float l2 = sum_l2 - w * static_cast<float>(l[i]) * static_cast<float>(l[i]);
-            const int next = clamp_int(nearest_int(x[i] * l2 / lx), -nmax, nmax - 1);
-            if (next == l[i]) continue;
-            lx += w * x[i] * static_cast<float>(next);
-            l2 += w * static_cast<float>(next) * static_cast<float>(next);
-            if (l2 > 0.0f && lx * lx * sum_l2 > sum_lx * sum_lx * l2) {
-                l[i] = next;
-                sum_lx = lx;
-                sum_l2 = l2;
-                changed = true;
-            }
-        }
-        if (!changed) break;
-    }
-    for (std::size_t i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(l[i] + nmax);
-    return sum_l2 > 0.0f ? sum_lx / sum_l2 : 0.0f;
-}
-
-/// make_qp_quants: the super-scale of positive scales under weights. Returns d and writes codes 0 .. nmax.
-[[nodiscard]] inline float search_positive(const float* x, const float* w, std::size_t n, int nmax,
-                                           std::uint8_t* codes) noexcept {
-    float largest = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
-    if (largest < 1e-15f) {
-        for (std::size_t i = 0; i < n; ++i) codes[i] = 0;
-        return 0.0f;
-    }
-    const float top = static_cast<float>(nmax);
-    float inv = top / largest;
-    float scale = 1.0f / inv;
-    float best = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) {
-        const float e = x[i] - scale * static_cast<float>(nearest_int(inv * x[i]));  // no clamp in the first pass
-        best += w[i] * e * e;
-    }
-    for (int k = -4; k <= 4; ++k) {
-        if (k == 0) continue;
-        const float this_inv = (0.1f * static_cast<float>(k) + top) / largest;
-        const float this_scale = 1.0f / this_inv;
-        float error = 0.0f;
-        for (std::size_t i = 0; i < n; ++i) {
-            int l = nearest_int(this_inv * x[i]);
-            l = l < nmax ? l : nmax;
-            const float e = x[i] - this_scale * static_cast<float>(l);
-            error += w[i] * e * e;
-        }
-        if (error < best) {
-            best = error;
-            inv = this_inv;
-        }
-    }
-    float sum_lx = 0.0f;
-    float sum_l2 = 0.0f;
-    for (std::size_t i = 0; i < n; ++i) {
-        int l = nearest_int(inv * x[i]);
-        l = l < nmax ? l : nmax;
-        codes[i] = static_cast<std::uint8_t>(l);
-        sum_lx += w[i] * x[i] * static_cast<float>(l);
-        sum_l2 += w[i] * static_cast<float>(l) * static_cast<float>(l);
-    }
-    for (int pass = 0; pass < 5; ++pass) {
-        bool changed = false;
-        for (std::size_t i = 0; i < n; ++i) {
-            const float old = static_cast<float>(codes[i]);
-            float lx = sum_lx - w[i] * x[i] * old;
-            float l2 = sum_l2 - w[i] * old * old;
-            if (!(lx > 0.0f && l2 > 0.0f)) continue;
-            int next = nearest_int(x[i] * l2 / lx);
-            next = next < nmax ? next : nmax;
-            if (next == static_cast<int>(codes[i])) continue;
-            lx += w[i] * x[i] * static_cast<float>(next);
-            l2 += w[i] * static_cast<float>(next) * static_cast<float>(next);
-            if (lx * lx * sum_l2 > sum_lx * sum_lx * l2) {
-                codes[i] = static_cast<std::uint8_t>(next);
-                sum_lx = lx;
-                sum_l2 = l2;
-                changed = true;
-            }
-        }
-        if (!changed) break;
-    }
-    return sum_l2 > 0.0f ? sum_lx / sum_l2 : 0.0f;
+inline void describe_away(const integer_range& r, encoder& e) noexcept {
+    e.rule = rounding_rule::away;
+    e.zero = r.zero;
+    e.lowest = r.low + r.zero;
+    e.highest = r.high + r.zero;
 }
 
 /// The E2M1 code nearest to x / d by comparing |2 * value * d/2 - x|; the first of equal distances wins, so ties go to
@@ -346,13 +67,23 @@ struct ggml_signed_max {
     static constexpr bool searches = true;
     static constexpr bool unrounded_scale = true;
 
-    [[nodiscard]] group_scale operator()(const group_view& g, std::uint8_t* codes) const {
-        const int half = 1 << (g.format.bits - 1);
-        if (g.importance.empty()) return {detail::signed_absmax(g.x) / static_cast<float>(-half), 0.0f};
-        detail::check_ggml_group(g);
-        float w[detail::ggml_max_group];
-        detail::importance_weights(g, g.row_sum_squares / static_cast<float>(g.row.size()), w);
-        return {detail::search_symmetric(g.x, w, half, codes), 0.0f};
+    void propose(const group_run& run, float* scale, float* offset, std::uint8_t* codes) const {
+        const int half = 1 << (run.format.bits - 1);
+        if (run.importance != nullptr) {
+            for (index j = 0; j < run.groups; j += detail::group_lanes::count) {
+                detail::group_lanes some(run, j);
+                some.weigh_by_importance(run.row_sum_squares / static_cast<float>(run.row.size()));
+                some.search_symmetric(half, scale, offset, codes);
+            }
+            return;
+        }
+        for (index j = 0; j < run.groups; ++j) {
+            const float low = run.low[j];
+            const float high = run.high[j];
+            const float most = -low == high ? detail::signed_absmax(run.group(j).x) : -low > high ? low : high;
+            scale[j] = most / static_cast<float>(-half);
+            offset[j] = 0.0f;
+        }
     }
     [[nodiscard]] static bool keeps_codes(const group_view& g) noexcept { return !g.importance.empty(); }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
@@ -363,6 +94,11 @@ struct ggml_signed_max {
             codes[i] = static_cast<std::uint8_t>(detail::clamp(t, 0.0f, static_cast<float>(2 * half - 1)));
         }
     }
+    static void describe(const code_format& f, detail::encoder& e) noexcept {
+        e.rule = detail::rounding_rule::truncated;
+        e.bias = static_cast<float>(1 << (f.bits - 1)) + 0.5f;
+        e.highest = (1 << f.bits) - 1;
+    }
 };
 
 /// q4_1 and q5_1.
@@ -372,22 +108,20 @@ struct ggml_min_max {
     static constexpr bool searches = true;
     static constexpr bool unrounded_scale = true;
 
-    [[nodiscard]] group_scale operator()(const group_view& g, std::uint8_t* codes) const {
-        const int n = static_cast<int>(g.format.code_count()) - 1;
-        if (!g.importance.empty()) {
-            detail::check_ggml_group(g);
-            float w[detail::ggml_max_group];
-            detail::importance_weights(g, g.row_sum_squares / static_cast<float>(g.row.size()), w);
-            const group_scale s = detail::search_affine(g.x, w, {n, -0.9f, 0.05f, 36, false}, codes);
-            return {s.scale, -s.offset};
+    void propose(const group_run& run, float* scale, float* minimum, std::uint8_t* codes) const {
+        const int n = static_cast<int>(run.format.code_count()) - 1;
+        if (run.importance != nullptr) {
+            for (index j = 0; j < run.groups; j += detail::group_lanes::count) {
+                detail::group_lanes some(run, j);
+                some.weigh_by_importance(run.row_sum_squares / static_cast<float>(run.row.size()));
+                some.search_affine({n, -0.9f, 0.05f, 36, false}, scale, minimum, codes);
+            }
+            return;
         }
-        float low = g.x[0];
-        float high = g.x[0];
-        for (const float v : g.x) {
-            low = v < low ? v : low;
-            high = v > high ? v : high;
+        for (index j = 0; j < run.groups; ++j) {
+            scale[j] = (run.high[j] - run.low[j]) / static_cast<float>(n);
+            minimum[j] = run.low[j];
         }
-        return {(high - low) / static_cast<float>(n), low};
     }
     [[nodiscard]] static bool keeps_codes(const group_view& g) noexcept { return !g.importance.empty(); }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
@@ -398,22 +132,25 @@ struct ggml_min_max {
             codes[i] = static_cast<std::uint8_t>(detail::clamp(t, 0.0f, static_cast<float>(n)));
         }
     }
+    static void describe(const code_format& f, detail::encoder& e) noexcept {
+        e.rule = detail::rounding_rule::truncated;
+        e.weight = detail::scaled_weight::difference;
+        e.bias = 0.5f;
+        e.highest = static_cast<int>(f.code_count()) - 1;
+    }
 };
 
 /// q8_0, the reference's rounding: half away from zero.
 struct ggml_absmax {
     static constexpr const char* name = "ggml_absmax";
     static constexpr bool unrounded_scale = true;
+    static constexpr bool symmetric = true;
 
     [[nodiscard]] group_scale from_range(float low, float high, const code_format&) const noexcept {
         return {detail::largest_magnitude(low, high) / 127.0f, 0.0f};
     }
-    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = detail::inverse(s.scale);
-        for (std::size_t i = 0; i < g.x.size(); ++i)
-            codes[i] = static_cast<std::uint8_t>(
-                detail::clamp_int(detail::round_away(detail::clamp(g.x[i] * inv, -128.0f, 127.0f)), -128, 127) + 128);
-    }
+    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept { detail::encode_away(g.x, s.scale, {-128, 127, 128}, codes); }
+    static void describe(const code_format&, detail::encoder& e) noexcept { detail::describe_away({-128, 127, 128}, e); }
 };
 
 /// q2_k, q4_k, q5_k.
@@ -422,31 +159,35 @@ struct ggml_affine {
     static constexpr offset_kind offset = offset_kind::minimum;
     static constexpr bool searches = true;
 
-    [[nodiscard]] group_scale operator()(const group_view& g, std::uint8_t* codes) const {
-        detail::check_ggml_group(g);
-        const int n = static_cast<int>(g.format.code_count()) - 1;
-        float w[detail::ggml_max_group];
-        detail::affine_search p{n, -0.9f, 0.05f, 36, false};
-        if (!g.importance.empty()) {
-            const float squares = detail::super_block_squares(g);
-            detail::importance_weights(g, g.format.bits == 2 ? squares / 256.0f : 2.0f * squares / 256.0f, w);
-        } else if (g.format.bits == 2) {
-            for (std::size_t i = 0; i < g.x.size(); ++i) w[i] = detail::magnitude(g.x[i]);
-            p = {n, -0.5f, 0.1f, 15, true};
-        } else {
-            const float mean = detail::sqrt_rounded(detail::sum_of_squares(g.x) / static_cast<float>(g.x.size()));
-            for (std::size_t i = 0; i < g.x.size(); ++i) w[i] = mean + detail::magnitude(g.x[i]);
-            p = g.format.bits == 5 ? detail::affine_search{n, -0.5f, 0.1f, 15, false}
-                                   : detail::affine_search{n, -1.0f, 0.1f, 20, false};
+    void propose(const group_run& run, float* scale, float* minimum, std::uint8_t* codes) const {
+        const int n = static_cast<int>(run.format.code_count()) - 1;
+        const int bits = run.format.bits;
+        for (index j = 0; j < run.groups; j += detail::group_lanes::count) {
+            detail::group_lanes some(run, j);
+            detail::affine_search p{n, -1.0f, 0.1f, 20, false};
+            if (run.importance != nullptr) {
+                p = {n, -0.9f, 0.05f, 36, false};
+                some.weigh_by_super_block(bits == 2 ? 1.0f : 2.0f);
+            } else if (bits == 2) {
+                p = {n, -0.5f, 0.1f, 15, true};
+                some.weigh_by_magnitude();
+            } else {
+                if (bits == 5) p = {n, -0.5f, 0.1f, 15, false};
+                some.weigh_above_mean();
+            }
+            some.search_affine(p, scale, minimum, codes);
         }
-        const group_scale s = detail::search_affine(g.x, w, p, codes);
-        return {s.scale, -s.offset};
     }
+    /// ggml keeps the codes of the search where the scale is zero.
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        if (s.scale == 0.0f) return;  // ggml keeps the codes of the search
+        if (s.scale == 0.0f) return;
         const int n = static_cast<int>(g.format.code_count()) - 1;
         for (std::size_t i = 0; i < g.x.size(); ++i)
             codes[i] = static_cast<std::uint8_t>(detail::nearest_within((g.x[i] - s.offset) / s.scale, 0, n));
+    }
+    static void describe(const code_format& f, detail::encoder& e) noexcept {
+        e.weight = detail::scaled_weight::quotient;
+        e.highest = static_cast<int>(f.code_count()) - 1;
     }
 };
 
@@ -455,19 +196,22 @@ struct ggml_symmetric {
     static constexpr const char* name = "ggml_symmetric";
     static constexpr bool searches = true;
 
-    [[nodiscard]] group_scale operator()(const group_view& g, std::uint8_t* codes) const {
-        detail::check_ggml_group(g);
-        const int half = 1 << (g.format.bits - 1);
-        float w[detail::ggml_max_group];
-        if (g.format.bits == 3 && g.importance.empty()) return {detail::search_q3(g.x, codes), 0.0f};
-        if (g.importance.empty()) {
-            for (std::size_t i = 0; i < g.x.size(); ++i) w[i] = g.x[i] * g.x[i];
-        } else if (g.format.bits == 3) {
-            detail::importance_weights(g, 2.0f * detail::super_block_squares(g) / 256.0f, w);
-        } else {
-            for (std::size_t i = 0; i < g.x.size(); ++i) w[i] = g.importance[i];
+    void propose(const group_run& run, float* scale, float* offset, std::uint8_t* codes) const {
+        if (run.format.bits == 3 && run.importance == nullptr) {
+            detail::check_ggml_group(static_cast<std::size_t>(run.size));
+            for (index j = 0; j < run.groups; ++j) {
+                scale[j] = detail::search_q3(run.group(j).x, codes + j * run.code_step);
+                offset[j] = 0.0f;
+            }
+            return;
         }
-        return {detail::search_symmetric(g.x, w, half, codes), 0.0f};
+        for (index j = 0; j < run.groups; j += detail::group_lanes::count) {
+            detail::group_lanes some(run, j);
+            if (run.importance == nullptr) some.weigh_by_square();
+            else if (run.format.bits == 3) some.weigh_by_super_block(2.0f);
+            else some.weigh_by_importance();
+            some.search_symmetric(1 << (run.format.bits - 1), scale, offset, codes);
+        }
     }
     void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
         if (s.scale == 0.0f) {
@@ -480,6 +224,11 @@ struct ggml_symmetric {
         for (std::size_t i = 0; i < g.x.size(); ++i)
             codes[i] = static_cast<std::uint8_t>(detail::nearest_within(g.x[i] / s.scale, -half, half - 1) + half);
     }
+    static void describe(const code_format& f, detail::encoder& e) noexcept {
+        e.weight = detail::scaled_weight::quotient;
+        e.zero = 1 << (f.bits - 1);
+        e.highest = 2 * e.zero - 1;
+    }
 };
 
 /// iq4_nl and iq4_xs. `tries` is ggml's ntry: -1 for the iq4_nl reference, 7 for iq4_xs and for importance weights.
@@ -491,7 +240,7 @@ struct ggml_iq4 {
     bool super_blocks = false;  ///< iq4_xs: sigma2 over 256 weights
 
     [[nodiscard]] group_scale operator()(const group_view& g, std::uint8_t* codes) const {
-        detail::check_ggml_group(g);
+        detail::check_ggml_group(g.x.size());
         float w[detail::ggml_max_group];
         if (g.importance.empty()) {
             for (std::size_t i = 0; i < g.x.size(); ++i) w[i] = g.x[i] * g.x[i];
@@ -522,11 +271,6 @@ struct ggml_iq4 {
     }
     /// The iq4_nl reference keeps the codes of its first pass, though the scale is refitted after it.
     [[nodiscard]] bool keeps_codes(const group_view& g) const noexcept { return tries < 0 && g.importance.empty(); }
-    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = detail::inverse(s.scale);
-        for (std::size_t i = 0; i < g.x.size(); ++i)
-            codes[i] = static_cast<std::uint8_t>(detail::encode_iq4_nl(g.format, inv * g.x[i]));
-    }
 
 private:
     struct trial {
@@ -588,15 +332,13 @@ private:
 struct ggml_ternary {
     static constexpr const char* name = "ggml_ternary";
     static constexpr bool unrounded_scale = true;
+    static constexpr bool symmetric = true;
+
     [[nodiscard]] group_scale from_range(float low, float high, const code_format&) const noexcept {
         return {detail::largest_magnitude(low, high), 0.0f};
     }
-    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept {
-        const float inv = detail::inverse(s.scale);
-        for (std::size_t i = 0; i < g.x.size(); ++i)
-            codes[i] = static_cast<std::uint8_t>(
-                detail::clamp_int(detail::round_away(detail::clamp(g.x[i] * inv, -1.0f, 1.0f)), -1, 1) + 1);
-    }
+    void encode(const group_view& g, group_scale s, std::uint8_t* codes) const noexcept { detail::encode_away(g.x, s.scale, {-1, 1, 1}, codes); }
+    static void describe(const code_format&, detail::encoder& e) noexcept { detail::describe_away({-1, 1, 1}, e); }
 };
 
 NIBBLE_FP_END

@@ -1,7 +1,8 @@
 // What a quantizer is: a small value object that proposes the scale and the offset of one group of weights.
 //
 //   from_range   sees the smallest and the largest weight of a group      absmax, zero_point, min_offset
-//   operator()   sees every weight of the group and its importance        mse, percentile, the ggml searches, yours
+//   operator()   sees every weight of the group and its importance        mse, percentile, yours
+//   propose      does so for many groups at a time                        the ggml searches
 //
 //     struct mine {
 //         static constexpr nibble::offset_kind offset = nibble::offset_kind::none;   // the default; may be left out
@@ -17,6 +18,7 @@
 #include <cmath>
 #include <span>
 
+#include "../detail/kernels/codec_types.hpp"
 #include "../formats/integer.hpp"
 #include "../scale.hpp"
 
@@ -38,6 +40,27 @@ struct group_view {
     float row_sum_squares = 0.0f;  ///< sum of squares of the row; only with importance
 };
 
+/// Consecutive groups of one row, all of the same size.
+struct group_run {
+    const float* x;           ///< group j is x[j * size] .. x[(j + 1) * size - 1]
+    index groups;
+    index size;
+    const float* importance;  ///< one weight >= 0 for each x, or null
+    const float* low;         ///< the smallest weight of each group
+    const float* high;        ///< the largest
+    const code_format& format;
+    std::span<const float> row;
+    index first;              ///< x[0] is row[first]
+    float row_sum_squares;
+    index code_step;          ///< codes of group j start at j * code_step
+
+    [[nodiscard]] group_view group(index j) const noexcept {
+        const auto n = static_cast<std::size_t>(size);
+        return {{x + j * size, n}, importance == nullptr ? std::span<const float>() : std::span<const float>(importance + j * size, n), format, row,
+                first + j * size, row_sum_squares};
+    }
+};
+
 /// A quantizer that only needs the range.
 template <class Q>
 concept range_quantizer = requires(const Q& q, float x, const code_format& f) {
@@ -53,9 +76,13 @@ concept value_quantizer = requires(const Q& q, const group_view& g) {
     { q(g, codes) } -> std::same_as<group_scale>;
 };
 
+/// A quantizer that is faster with many groups at a time; writes the codes that it found (ggml).
+template <class Q>
+concept run_quantizer = requires(const Q& q, const group_run& run, float* out, std::uint8_t* codes) { q.propose(run, out, out, codes); };
+
 /// Anything that quantize() accepts as a quantizer.
 template <class Q>
-concept quantizer = range_quantizer<Q> || value_quantizer<Q>;
+concept quantizer = range_quantizer<Q> || value_quantizer<Q> || run_quantizer<Q>;
 
 /// A quantizer without its type. It refers to the object it was made from.
 struct quantizer_ref {
@@ -69,7 +96,10 @@ struct quantizer_ref {
     /// Of many groups at once: their smallest and largest weights, and where scales and offsets go.
     void (*from_range)(const void*, const float*, const float*, std::size_t, const code_format&, float*, float*) = nullptr;
     group_scale (*from_values)(const void*, const group_view&, std::uint8_t*) = nullptr;
+    /// The same for a run of groups: scales, offsets, codes. May be null; then there is from_values.
+    void (*from_run)(const void*, const group_run&, float*, float*, std::uint8_t*) = nullptr;
     void (*encode)(const void*, const group_view&, group_scale, std::uint8_t*) = nullptr;  ///< null: encode_weight of each
+    void (*describe)(const code_format&, detail::encoder&) = nullptr;  ///< `encode` in the terms of the kernels, or null
     bool (*keeps_codes)(const void*, const group_view&) = nullptr;  ///< whether the codes of from_values are final
 };
 
@@ -96,6 +126,11 @@ group_scale call_from_values(const void* self, const group_view& g, [[maybe_unus
 }
 
 template <class Q>
+void call_from_run(const void* self, const group_run& run, float* scale, float* offset, std::uint8_t* codes) {
+    static_cast<const Q*>(self)->propose(run, scale, offset, codes);
+}
+
+template <class Q>
 void call_encode(const void* self, const group_view& g, group_scale s, std::uint8_t* codes) {
     static_cast<const Q*>(self)->encode(g, s, codes);
 }
@@ -106,6 +141,34 @@ bool call_keeps_codes(const void* self, const group_view& g) {
 }
 
 NIBBLE_FP_BEGIN
+
+struct range {
+    float low = 0.0f;
+    float high = 0.0f;
+};
+
+/// Of equal zeros the first.
+[[nodiscard]] inline range range_of(std::span<const float> x) noexcept {
+    if (x.empty()) return {};
+    float low = x[0];
+    float high = x[0];
+    for (const float v : x) {
+        low = v < low ? v : low;
+        high = v > high ? v : high;
+    }
+    return {low, high};
+}
+
+/// A run of one group.
+template <class Q>
+group_scale call_run_of_one(const void* self, const group_view& g, std::uint8_t* codes) {
+    const range r = range_of(g.x);
+    const auto size = static_cast<index>(g.x.size());
+    group_scale s;
+    call_from_run<Q>(self, {g.x.data(), 1, size, g.importance.empty() ? nullptr : g.importance.data(), &r.low, &r.high, g.format, g.row, g.first, g.row_sum_squares, size},
+                     &s.scale, &s.offset, codes);
+    return s;
+}
 
 /// max|x| of numbers between low and high, never -0: a scale of -0 would be a code of its own in E4M3.
 [[nodiscard]] constexpr float largest_magnitude(float low, float high) noexcept {
@@ -177,6 +240,11 @@ template <quantizer Q>
     if constexpr (requires { Q::whole_group; }) r.whole_group = Q::whole_group;
     if constexpr (range_quantizer<Q>) r.from_range = &detail::call_from_range<Q>;
     if constexpr (value_quantizer<Q>) r.from_values = &detail::call_from_values<Q>;
+    if constexpr (run_quantizer<Q>) {
+        r.from_run = &detail::call_from_run<Q>;
+        r.from_values = &detail::call_run_of_one<Q>;
+    }
+    if constexpr (requires(const code_format& f, detail::encoder& e) { Q::describe(f, e); }) r.describe = &Q::describe;
     if constexpr (requires(const group_view& g, group_scale s, std::uint8_t* c) { q.encode(g, s, c); })
         r.encode = &detail::call_encode<Q>;
     if constexpr (requires { q.keeps_contract(); })

@@ -311,6 +311,10 @@ NIBBLE_INLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noex
     return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.a, a.a))),
             _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.b, a.b)))};
 }
+/// a < b ? x : y; false for NaN.
+NIBBLE_INLINE lanes select_less(lanes a, lanes b, lanes x, lanes y) noexcept {
+    return {a.a < b.a ? x.a : y.a, a.b < b.b ? x.b : y.b};
+}
 
 NIBBLE_INLINE float least(lanes x) noexcept {
     const __m256 v = _mm256_min_ps(x.a, x.b);
@@ -391,26 +395,29 @@ NIBBLE_INLINE __m256 load_two_quads(const std::uint8_t* low, const std::uint8_t*
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(reinterpret_cast<const float*>(low))),
                                 _mm_loadu_ps(reinterpret_cast<const float*>(high)), 1);
 }
-/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
-NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
-    for (int quad = 0; quad < 4; ++quad) {  // whole lines of the output one after the other
-        for (int half = 0; half < 2; ++half) {
-            const std::uint8_t* at = from + 8 * half * from_stride + 16 * quad;
-            const __m256 r0 = load_two_quads(at, at + 4 * from_stride);
-            const __m256 r1 = load_two_quads(at + from_stride, at + 5 * from_stride);
-            const __m256 r2 = load_two_quads(at + 2 * from_stride, at + 6 * from_stride);
-            const __m256 r3 = load_two_quads(at + 3 * from_stride, at + 7 * from_stride);
-            const __m256d t0 = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1));
-            const __m256d t1 = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
-            const __m256d t2 = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3));
-            const __m256d t3 = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
-            std::uint8_t* out = to + 4 * quad * to_stride + 32 * half;
-            _mm256_storeu_pd(reinterpret_cast<double*>(out), _mm256_unpacklo_pd(t0, t2));
-            _mm256_storeu_pd(reinterpret_cast<double*>(out + to_stride), _mm256_unpackhi_pd(t0, t2));
-            _mm256_storeu_pd(reinterpret_cast<double*>(out + 2 * to_stride), _mm256_unpacklo_pd(t1, t3));
-            _mm256_storeu_pd(reinterpret_cast<double*>(out + 3 * to_stride), _mm256_unpackhi_pd(t1, t3));
-        }
+/// 16 rows of 4 words of 32 bits become 4 columns; strides in bytes.
+NIBBLE_INLINE void transpose_four(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int half = 0; half < 2; ++half) {
+        const std::uint8_t* at = from + 8 * half * from_stride;
+        const __m256 r0 = load_two_quads(at, at + 4 * from_stride);
+        const __m256 r1 = load_two_quads(at + from_stride, at + 5 * from_stride);
+        const __m256 r2 = load_two_quads(at + 2 * from_stride, at + 6 * from_stride);
+        const __m256 r3 = load_two_quads(at + 3 * from_stride, at + 7 * from_stride);
+        const __m256d t0 = _mm256_castps_pd(_mm256_unpacklo_ps(r0, r1));
+        const __m256d t1 = _mm256_castps_pd(_mm256_unpackhi_ps(r0, r1));
+        const __m256d t2 = _mm256_castps_pd(_mm256_unpacklo_ps(r2, r3));
+        const __m256d t3 = _mm256_castps_pd(_mm256_unpackhi_ps(r2, r3));
+        std::uint8_t* out = to + 32 * half;
+        _mm256_storeu_pd(reinterpret_cast<double*>(out), _mm256_unpacklo_pd(t0, t2));
+        _mm256_storeu_pd(reinterpret_cast<double*>(out + to_stride), _mm256_unpackhi_pd(t0, t2));
+        _mm256_storeu_pd(reinterpret_cast<double*>(out + 2 * to_stride), _mm256_unpacklo_pd(t1, t3));
+        _mm256_storeu_pd(reinterpret_cast<double*>(out + 3 * to_stride), _mm256_unpackhi_pd(t1, t3));
     }
+}
+/// 16 rows of 16 words become 16 columns.
+NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int quad = 0; quad < 4; ++quad)  // whole lines of the output one after the other
+        transpose_four(from + 16 * quad, from_stride, to + 4 * quad * to_stride, to_stride);
 }
 
 /// The largest byte (u + add) & mask of `quads` lines of 64 bytes u.

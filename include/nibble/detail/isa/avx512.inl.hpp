@@ -250,6 +250,10 @@ NIBBLE_INLINE lanes_int shift_right_logical(lanes_int x, int n) noexcept {
 NIBBLE_INLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
     return {_mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(a.v, b.v), y.v, x.v)};
 }
+/// a < b ? x : y; false for NaN.
+NIBBLE_INLINE lanes select_less(lanes a, lanes b, lanes x, lanes y) noexcept {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+}
 
 NIBBLE_INLINE float least(lanes x) noexcept {
     const __m256 v = _mm256_min_ps(half_of<0>(x.v), half_of<1>(x.v));
@@ -353,6 +357,29 @@ NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_strid
         _mm512_storeu_ps(to + (8 + j) * to_stride, odd_quads(a, c));
         _mm512_storeu_ps(to + (12 + j) * to_stride, odd_quads(b, d));
     }
+}
+
+/// Row r of 4 words, then the rows 4, 8 and 12 after it.
+NIBBLE_INLINE __m512 load_four_quads(const std::uint8_t* p, std::ptrdiff_t stride) noexcept {
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(reinterpret_cast<const float*>(p)));
+    v = _mm512_maskz_insertf32x4(every_lane, v, _mm_loadu_ps(reinterpret_cast<const float*>(p + 4 * stride)), 1);
+    v = _mm512_maskz_insertf32x4(every_lane, v, _mm_loadu_ps(reinterpret_cast<const float*>(p + 8 * stride)), 2);
+    return _mm512_maskz_insertf32x4(every_lane, v, _mm_loadu_ps(reinterpret_cast<const float*>(p + 12 * stride)), 3);
+}
+/// 16 rows of 4 words of 32 bits become 4 columns; strides in bytes.
+NIBBLE_INLINE void transpose_four(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    const __m512 r0 = load_four_quads(from, from_stride);
+    const __m512 r1 = load_four_quads(from + from_stride, from_stride);
+    const __m512 r2 = load_four_quads(from + 2 * from_stride, from_stride);
+    const __m512 r3 = load_four_quads(from + 3 * from_stride, from_stride);
+    const __m512 t0 = _mm512_maskz_unpacklo_ps(every_lane, r0, r1);
+    const __m512 t1 = _mm512_maskz_unpackhi_ps(every_lane, r0, r1);
+    const __m512 t2 = _mm512_maskz_unpacklo_ps(every_lane, r2, r3);
+    const __m512 t3 = _mm512_maskz_unpackhi_ps(every_lane, r2, r3);
+    _mm512_storeu_ps(to, merge_low(t0, t2));
+    _mm512_storeu_ps(to + to_stride, merge_high(t0, t2));
+    _mm512_storeu_ps(to + 2 * to_stride, merge_low(t1, t3));
+    _mm512_storeu_ps(to + 3 * to_stride, merge_high(t1, t3));
 }
 
 /// The largest byte (u + add) & mask of `quads` lines of 64 bytes u.

@@ -360,6 +360,13 @@ NIBBLE_INLINE float32x4_t select_less(int32x4_t a, int32x4_t b, float32x4_t x, f
 NIBBLE_INLINE lanes select_less(lanes_int a, lanes_int b, lanes x, lanes y) noexcept {
     return {select_less(a.a, b.a, x.a, y.a), select_less(a.b, b.b, x.b, y.b), select_less(a.c, b.c, x.c, y.c), select_less(a.d, b.d, x.d, y.d)};
 }
+/// a < b ? x : y; false for NaN.
+NIBBLE_INLINE float32x4_t select_less(float32x4_t a, float32x4_t b, float32x4_t x, float32x4_t y) noexcept {
+    return vbslq_f32(vcltq_f32(a, b), x, y);
+}
+NIBBLE_INLINE lanes select_less(lanes a, lanes b, lanes x, lanes y) noexcept {
+    return {select_less(a.a, b.a, x.a, y.a), select_less(a.b, b.b, x.b, y.b), select_less(a.c, b.c, x.c, y.c), select_less(a.d, b.d, x.d, y.d)};
+}
 
 NIBBLE_INLINE float least(lanes x) noexcept { return vminvq_f32(smaller(smaller(x.a, x.b), smaller(x.c, x.d))); }
 NIBBLE_INLINE float greatest(lanes x) noexcept { return vmaxvq_f32(larger(larger(x.a, x.b), larger(x.c, x.d))); }
@@ -431,11 +438,14 @@ NIBBLE_INLINE void transpose_quad(const std::uint8_t* from, std::ptrdiff_t from_
     store_bytes(to + 2 * to_stride, vreinterpretq_u8_u64(vtrn2q_u64(t0, t2)));
     store_bytes(to + 3 * to_stride, vreinterpretq_u8_u64(vtrn2q_u64(t1, t3)));
 }
-/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
+/// 16 rows of 4 words of 32 bits become 4 columns; strides in bytes.
+NIBBLE_INLINE void transpose_four(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int rows = 0; rows < 4; ++rows) transpose_quad(from + 4 * rows * from_stride, from_stride, to + 16 * rows, to_stride);
+}
+/// 16 rows of 16 words become 16 columns.
 NIBBLE_INLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
     for (int quad = 0; quad < 4; ++quad)  // whole lines of the output one after the other
-        for (int rows = 0; rows < 4; ++rows)
-            transpose_quad(from + 4 * rows * from_stride + 16 * quad, from_stride, to + 4 * quad * to_stride + 16 * rows, to_stride);
+        transpose_four(from + 16 * quad, from_stride, to + 4 * quad * to_stride, to_stride);
 }
 
 /// The largest byte (u + add) & mask of `quads` lines of 64 bytes u.

@@ -437,6 +437,14 @@ NIBBLE_OUTLINE lanes select_less(const lanes_int& a, const lanes_int& b, const l
     for (int r = 0; r < 16; ++r) less.v[r] = a.v[r] < b.v[r] ? -1 : 0;
     return as_lanes(select(less, as_bits(x), as_bits(y)));
 }
+/// a < b ? x : y; false for NaN.
+NIBBLE_OUTLINE lanes select_less(const lanes& a, const lanes& b, const lanes& x, const lanes& y) noexcept {
+    const lane_array p = to_array(a);
+    const lane_array q = to_array(b);
+    lanes_int less;
+    for (int r = 0; r < 16; ++r) less.v[r] = p.v[r] < q.v[r] ? -1 : 0;
+    return as_lanes(select(less, as_bits(x), as_bits(y)));
+}
 
 NIBBLE_OUTLINE float least(const lanes& x) noexcept {
     float v[16];
@@ -523,7 +531,12 @@ NIBBLE_OUTLINE lanes_int count_below(const thresholds_16& t, const lanes& x) noe
     return y;
 }
 
-/// 16 rows of 16 words of 32 bits become 16 columns; strides in bytes.
+/// 16 rows of 4 words of 32 bits become 4 columns; strides in bytes.
+NIBBLE_OUTLINE void transpose_four(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
+    for (int c = 0; c < 4; ++c)
+        for (int r = 0; r < 16; ++r) std::memcpy(to + c * to_stride + 4 * r, from + r * from_stride + 4 * c, 4);
+}
+/// 16 rows of 16 words become 16 columns.
 NIBBLE_OUTLINE void transpose(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to, std::ptrdiff_t to_stride) noexcept {
     for (int c = 0; c < 16; ++c)
         for (int r = 0; r < 16; ++r) std::memcpy(to + c * to_stride + 4 * r, from + r * from_stride + 4 * c, 4);

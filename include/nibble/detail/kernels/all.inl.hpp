@@ -7,5 +7,7 @@
 #include "round.inl.hpp"
 #include "epilogue.inl.hpp"
 #include "encode.inl.hpp"
+#include "blocks.inl.hpp"
+#include "search.inl.hpp"
 #include "decode.inl.hpp"
 #include "table.inl.hpp"

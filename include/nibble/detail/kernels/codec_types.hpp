@@ -11,6 +11,7 @@ enum class scaled_weight : std::uint8_t {
     product,     // x * inverse
     shifted,     // x * inverse + offset
     difference,  // (x - offset) * inverse
+    quotient,    // (x - offset) / scale
 };
 
 /// How it is rounded.
@@ -18,6 +19,8 @@ enum class rounding_rule : std::uint8_t {
     integer,    // clamp(RNE(t) + zero, lowest, highest); zero is the offset of the group if zero_is_offset
     threshold,  // order[number of thresholds below t]
     minifloat,  // RNE to mantissa_bits, saturated at max_value
+    truncated,  // the integer part of clamp(t + bias, 0, highest)
+    away,       // clamp(t, lowest - zero, highest - zero), halves away from zero, + zero
 };
 
 /// The code of a weight at scale 1 / inverse, in at most 8 bits.
@@ -33,6 +36,7 @@ struct encoder {
     int least_exponent;               // of a normal number, as float has it: 1 .. 254
     bool minus_zero;                  // there is a code for it
     float max_value;
+    float bias;
 };
 
 /// One row of weights and the codes it becomes, one byte each.
@@ -40,10 +44,55 @@ struct row_encoding {
     const float* x;
     std::ptrdiff_t cols;
     std::ptrdiff_t group, padded_group;  // columns; codes of group g start at g * padded_group
-    const float* inverse;                // [groups]
+    const float* inverse;                // [groups]; of a quotient the scales: at 0 the codes stay, at -0 they become 0
     const float* offset;                 // [groups]
     std::uint8_t* codes;
     const float* next;                   // as for scan
+};
+
+/// Where unsigned numbers of `bits` bits lie: 8 / bits of them share a byte, `width` bytes make a run. Number i of a
+/// run is in byte i % width, i / width places from the low end. Widths are 1 or multiples of 4.
+struct bit_plane {
+    int at = 0;    // first byte
+    int bits = 0;  // 0: there is no such plane
+    int width = 1;
+};
+
+/// The numbers of a block, of at most 8 bits each: (low | high << low.bits) ^ flip.
+struct block_numbers {
+    int count;         // a multiple of 4
+    bit_plane low, high;
+    unsigned flip;
+    bool is_k4;        // not in planes: the 8 scales and 8 minima of 6 bits of Q4_K and Q5_K, from byte 4 on
+};
+
+/// Blocks of 16 rows.
+struct block_rows {
+    const std::uint8_t* from;    // the first block of the first row
+    std::ptrdiff_t row_step;     // bytes
+    std::ptrdiff_t block_bytes;
+    std::ptrdiff_t cols;
+    int live;                    // rows that count: codes of the others, and those past the last column, become 0
+    const std::uint8_t* next;    // as many bytes that will be read soon, row after row: they are fetched meanwhile
+};
+
+/// 16 groups of n weights that are searched together, a group to a lane: line i holds weight i of each.
+struct search_lines {
+    const float* x;
+    const float* w;        // weights of the squared errors
+    std::ptrdiff_t n;      // at most 256
+    float* scale;          // a line
+    float* offset;         // a line
+    std::uint32_t* codes;  // a line of words for every four weights, the first in the low byte
+};
+
+/// What is tried for weights in 0 .. nmax: inverses of the step, (rmin + rdelta k + nmax) / range, 0 <= k <= steps.
+struct affine_search {
+    int nmax;
+    float rmin;
+    float rdelta;
+    int steps;
+    bool absolute;  // compares absolute instead of squared errors
 };
 
 /// The storage of scales that are floats.
@@ -102,6 +151,14 @@ struct codec_kernels {
     void (*load_fp16)(const std::uint16_t* from, std::ptrdiff_t count, float* to) noexcept;
     void (*load_bf16)(const std::uint16_t* from, std::ptrdiff_t count, float* to) noexcept;
     void (*load_f64)(const double* from, std::ptrdiff_t count, float* to) noexcept;
+    /// Cells of the codes of blocks, of so many bits; `bytes` and `stream` as for pack.
+    void (*unpack_blocks)(const block_rows& rows, const block_numbers& codes, int bits, std::uint8_t* cells, std::ptrdiff_t bytes, bool stream) noexcept;
+    /// The numbers of one block of each row: bytes, 16 to a line.
+    void (*unpack_numbers)(const block_rows& rows, const block_numbers& numbers, std::uint8_t* lines) noexcept;
+    /// ggml's make_qkx2_quants and make_qkx3_quants: scale, minimum <= 0, codes.
+    void (*search_affine)(const search_lines&, const affine_search&) noexcept;
+    /// ggml's make_qx_quants: scale and codes 0 .. 2 * nmax - 1; no offset.
+    void (*search_symmetric)(const search_lines&, int nmax) noexcept;
 };
 
 }  // namespace nibble::detail

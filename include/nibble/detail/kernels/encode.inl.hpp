@@ -130,6 +130,14 @@ template <rounding_rule Rule>
 NIBBLE_INLINE void encode_line(const encoder& e, const thresholds_16& thresholds, int zero, lanes t, std::uint8_t* out) noexcept {
     if constexpr (Rule == rounding_rule::integer) {
         store_codes(out, round_to_int(smaller(t, set(65536.0f))), zero, e.lowest, e.highest);
+    } else if constexpr (Rule == rounding_rule::truncated) {
+        const lanes shifted = add(rounded(t), set(e.bias));
+        store_codes(out, to_int(smaller(larger(shifted, set(0.0f)), set(static_cast<float>(e.highest)))), 0, 0, 255);
+    } else if constexpr (Rule == rounding_rule::away) {
+        t = smaller(larger(t, set(static_cast<float>(e.lowest - zero))), set(static_cast<float>(e.highest - zero)));
+        const lanes_int whole = to_int(t);
+        const lanes rest = subtract(t, to_lanes(whole));  // exact; twice it is +-1 and more from the halves on
+        store_codes(out, add(whole, to_int(add(rest, rest))), zero, 0, 255);
     } else if constexpr (Rule == rounding_rule::threshold) {
         store_codes(out, count_below(thresholds, t), 0, 0, 255);
         if (!e.ordered) map_bytes(e.order, out);
@@ -153,7 +161,8 @@ template <scaled_weight Weight>
 NIBBLE_INLINE lanes scaled(lanes x, lanes inverse, lanes offset) noexcept {
     if constexpr (Weight == scaled_weight::product) return multiply(x, inverse);
     else if constexpr (Weight == scaled_weight::shifted) return add(rounded(multiply(x, inverse)), offset);
-    else return multiply(rounded(subtract(x, offset)), inverse);
+    else if constexpr (Weight == scaled_weight::difference) return multiply(rounded(subtract(x, offset)), inverse);
+    else return divide(rounded(subtract(x, offset)), inverse);
 }
 
 template <rounding_rule Rule, scaled_weight Weight>
@@ -164,6 +173,12 @@ NIBBLE_INLINE void encode_row(const encoder& e, const row_encoding& row) noexcep
         const std::ptrdiff_t n = row.cols - begin < row.group ? row.cols - begin : row.group;
         const float* x = row.x + begin;
         std::uint8_t* out = row.codes + g * row.padded_group;
+        if constexpr (Weight == scaled_weight::quotient) {
+            std::uint32_t bits;
+            std::memcpy(&bits, row.inverse + g, 4);
+            if (bits == 0x80000000u) std::memset(out, 0, static_cast<std::size_t>(n));
+            if ((bits & 0x7fffffffu) == 0) continue;
+        }
         const lanes inverse = set(row.inverse[g]);
         const lanes offset = set(row.offset[g]);
         const int zero = e.zero_is_offset ? static_cast<int>(row.offset[g]) : e.zero;
@@ -193,6 +208,9 @@ inline void encode(const encoder& e, const row_encoding& row) noexcept {
     using enum scaled_weight;
     if (e.rule == threshold) return encode_with<threshold, product>(e, row);
     if (e.rule == minifloat) return encode_with<minifloat, product>(e, row);
+    if (e.rule == away) return encode_with<away, product>(e, row);
+    if (e.rule == truncated) return e.weight == product ? encode_with<truncated, product>(e, row) : encode_with<truncated, difference>(e, row);
+    if (e.weight == quotient) return encode_with<integer, quotient>(e, row);
     if (e.weight == shifted) return encode_with<integer, shifted>(e, row);
     if (e.weight == difference) return encode_with<integer, difference>(e, row);
     return encode_with<integer, product>(e, row);

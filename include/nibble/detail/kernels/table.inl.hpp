@@ -11,5 +11,6 @@ inline constexpr kernel_table kernels = {
     &multiply_values,
     &multiply_coded,
     {&scan<false>, &scan<true>, &invert, &round_scales, &encode, &encode_fp16_row, &encode_bf16_row, &pack, &decode, &has_special, &transpose_words,
-     &load_fp16_row, &load_bf16_row, &load_f64_row},
+     &load_fp16_row, &load_bf16_row, &load_f64_row,
+     &unpack_blocks, &unpack_numbers, &search_affine, &search_symmetric},
 };
