@@ -77,9 +77,11 @@ struct layer_source {
 }  // namespace detail
 
 class checkpoint;
-[[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path,
-                                                        const checkpoint_options& options = {});
-[[nodiscard]] inline result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options);
+/// Opens a folder or a .safetensors file. A failure says which file, which tensor and what was expected.
+[[nodiscard]] NIBBLE_IO_API result<checkpoint> open_checkpoint(const std::filesystem::path& path,
+                                                               const checkpoint_options& options = {});
+/// The same of a file that is open already, or in memory: no other file is looked at, the config is that of the options.
+[[nodiscard]] NIBBLE_IO_API result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options);
 
 /// An open checkpoint. Moving it moves no bytes.
 class checkpoint {
@@ -116,9 +118,7 @@ public:
         const auto at = std::lower_bound(layers_.begin(), layers_.end(), name,
                                          [](const layer_info& l, std::string_view n) { return l.name < n; });
         if (at == layers_.end() || at->name != name)
-            return failure{errc::not_found,
-                           "checkpoint: no layer " + detail::quoted(name) + " among " + std::to_string(layers_.size()),
-                           0};
+            return failure{errc::not_found, "checkpoint: no layer " + detail::quoted(name) + nibble::detail::nearest_names(name, layers_, [](const layer_info& l) -> std::string_view { return l.name; }), 0};
         return load(static_cast<std::size_t>(at - layers_.begin()));
     }
 
@@ -143,7 +143,9 @@ private:
     std::vector<detail::layer_source> sources_;
 };
 
-inline result<linear> checkpoint::load(std::size_t i) const {
+#if NIBBLE_DEFINE_IO
+
+NIBBLE_IO_API result<linear> checkpoint::load(std::size_t i) const {
     if (i >= layers_.size())
         return failure{errc::out_of_range,
                        "checkpoint: layer " + std::to_string(i) + " of " + std::to_string(layers_.size()), 0};
@@ -154,7 +156,7 @@ inline result<linear> checkpoint::load(std::size_t i) const {
     return why;
 }
 
-inline result<linear> checkpoint::load_tensors(const detail::layer_source& source) const {
+NIBBLE_IO_API result<linear> checkpoint::load_tensors(const detail::layer_source& source) const {
     const std::string& x = source.base;
     const auto need = [&](std::initializer_list<const char*> suffixes) {
         for (const char* s : suffixes)
@@ -229,7 +231,7 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
 
 /// The scheme of the config that fits the shapes. Several groups of a config may aim at different layers; the shapes of
 /// a layer's tensors tell which is its own, or that two would do with different results.
-inline result<linear> checkpoint::load_integers(const std::string& x) const {
+NIBBLE_IO_API result<linear> checkpoint::load_integers(const std::string& x) const {
     namespace ct = layouts::compressed_tensors;
     const auto* packed = part(x, ".weight_packed");
     const ct::integer_tensors t{packed != nullptr ? packed : part(x, ".weight"),
@@ -256,7 +258,7 @@ inline result<linear> checkpoint::load_integers(const std::string& x) const {
     return *std::move(found);
 }
 
-inline result<linear> checkpoint::load_fp8(const std::string& x) const {
+NIBBLE_IO_API result<linear> checkpoint::load_fp8(const std::string& x) const {
     const auto* weight = part(x, ".weight");
     const auto* inverse = part(x, ".weight_scale_inv");
     const auto* scale = inverse != nullptr ? inverse : part(x, ".weight_scale");
@@ -273,6 +275,10 @@ inline result<linear> checkpoint::load_fp8(const std::string& x) const {
     return layouts::fp8::unpack(*weight, *scale, part(x, ".bias"));
 }
 
+#endif  // NIBBLE_DEFINE_IO
+
 }  // namespace nibble::io
 
+#if NIBBLE_DEFINE_IO
 #include "layouts/checkpoint_reader.hpp"
+#endif

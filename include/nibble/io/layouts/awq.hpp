@@ -23,6 +23,17 @@ struct config {
     bool gemv = false;
 };
 
+/// The layer in these tensors, exactly. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                                  const tensor* bias, const config& c);
+/// The tensors of a layer in version gemm, named name.qweight and so on. Takes int4 with fp16 scales, symmetric or with
+/// zero points, in groups of one row that divide the columns; N a multiple of 8.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -66,9 +77,8 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
-                                           const tensor* bias, const config& c) {
+NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                    const tensor* bias, const config& c) {
     detail::checks check("awq");
     check.type(qweight, {dtype::i32});
     check.type(qzeros, {dtype::i32});
@@ -127,9 +137,7 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     return layer;
 }
 
-/// The tensors of a layer in version gemm, named name.qweight and so on. Takes int4 with fp16 scales, symmetric or with
-/// zero points, in groups of one row that divide the columns; N a multiple of 8.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
     const bool takes = &m.format() == &int4::format && m.scheme().storage == scale_storage::f16 && detail::by_row(m) &&
                        (m.offset_type() == offset_kind::none || m.offset_type() == offset_kind::zero_point);
     if (!takes || m.rows() % 8 != 0 || m.cols() % m.group_size() != 0)
@@ -154,8 +162,7 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     const nlohmann::json j = {{"quant_method", "awq"},
                               {"version", "gemm"},
                               {"bits", 4},
@@ -163,5 +170,7 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
                               {"group_size", m.groups() == 1 ? index{-1} : m.group_size()}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::awq

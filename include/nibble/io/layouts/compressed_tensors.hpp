@@ -42,6 +42,17 @@ struct integer_tensors {
     const tensor* bias = nullptr;        ///< may be null
 };
 
+/// A layer of pack-quantized (weight I32) or int-quantized (weight I8), exactly.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c);
+/// The tensors of a layer of pack-quantized or float-quantized. Takes int2, int3, int4, int5, int6 or int8 with f32, f16
+/// or bf16 scales, symmetric or with zero points, in groups of one row that divide the columns; or fp8_e4m3 with such
+/// scales for the tensor, rows, groups or tiles.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -62,8 +73,7 @@ using namespace layouts::detail;
 
 }  // namespace detail
 
-/// A layer of pack-quantized (weight I32) or int-quantized (weight I8), exactly.
-[[nodiscard]] inline result<linear> unpack_integers(const integer_tensors& t, const config& c) {
+NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c) {
     detail::checks check("compressed-tensors");
     if (t.weight == nullptr || t.scale == nullptr)
         return failure{errc::not_found, "compressed-tensors: a layer has a weight and a scale", 0};
@@ -152,10 +162,7 @@ using namespace layouts::detail;
     return layer;
 }
 
-/// The tensors of a layer of pack-quantized or float-quantized. Takes int2, int3, int4, int5, int6 or int8 with f32, f16
-/// or bf16 scales, symmetric or with zero points, in groups of one row that divide the columns; or fp8_e4m3 with such
-/// scales for the tensor, rows, groups or tiles.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
     const code_format& f = m.format();
     const index rows = m.rows(), cols = m.cols(), groups = m.groups();
     const bool floats = &f == &fp8_e4m3::format;
@@ -203,8 +210,7 @@ using namespace layouts::detail;
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     const bool floats = m.format().decode != decode_class::integer;
     const granularity tile = m.grouping();
     const bool one_group = m.groups() <= 1;
@@ -233,5 +239,7 @@ using namespace layouts::detail;
                               {"config_groups", {{"group_0", group}}}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::compressed_tensors

@@ -16,6 +16,18 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::fp8 {
 
+/// The layer in these tensors, exactly. `tile`: rows and columns that share a scale, 0 x 0 for one of all, 1 x 0 for one
+/// a row; without one, the shape of the scales says which of these two it is. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
+                                                  std::optional<granularity> tile = {});
+/// The tensors of a layer: name.weight, and name.weight_scale_inv for tiles ([R, C]), else name.weight_scale ([] or
+/// [N, 1]). Takes fp8 codes with f32, f16 or bf16 scales. Scales are written as F32, which is what loaders expect.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -68,10 +80,8 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. `tile`: rows and columns that share a scale, 0 x 0 for one of all, 1 x 0 for one
-/// a row; without one, the shape of the scales says which of these two it is. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
-                                           std::optional<granularity> tile = {}) {
+NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
+                                    std::optional<granularity> tile) {
     detail::checks check("fp8");
     check.type(weight, {dtype::f8_e4m3, dtype::f8_e5m2, dtype::f8_e4m3fnuz, dtype::f8_e5m2fnuz});
     check.type(scales, detail::float_types);
@@ -95,9 +105,7 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     return layer;
 }
 
-/// The tensors of a layer: name.weight, and name.weight_scale_inv for tiles ([R, C]), else name.weight_scale ([] or
-/// [N, 1]). Takes fp8 codes with f32, f16 or bf16 scales. Scales are written as F32, which is what loaders expect.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
     dtype type = dtype::u8;
     for (const dtype t : {dtype::f8_e4m3, dtype::f8_e5m2, dtype::f8_e4m3fnuz, dtype::f8_e5m2fnuz})
         if (detail::format_of(t) == &m.format()) type = t;
@@ -122,8 +130,7 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     nlohmann::json j = {{"quant_method", "fp8"}, {"activation_scheme", "dynamic"}};
     j["fmt"] = m.format().mantissa_bits == 3 ? "e4m3" : "e5m2";
     const granularity tile = m.grouping();
@@ -131,5 +138,7 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
         j["weight_block_size"] = {tile.rows, tile.cols};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::fp8

@@ -29,6 +29,18 @@ struct config {
     bool act_order = false;  ///< desc_act: g_idx must be there
 };
 
+/// The layer in these tensors, exactly. g_idx and bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                                  const tensor* g_idx, const tensor* bias, const config& c);
+/// The tensors of a layer in v1, named name.qweight and so on: what every loader of GPTQ files reads. Takes codes int2,
+/// int3, int4 or int8 with fp16 scales, symmetric or with zero points, in groups of one row; N and K must fill whole
+/// words (multiples of 32 always do). A permutation becomes g_idx. A bias is rounded to fp16.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const linear& layer);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const linear& layer);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -74,9 +86,8 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. g_idx and bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
-                                           const tensor* g_idx, const tensor* bias, const config& c) {
+NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                    const tensor* g_idx, const tensor* bias, const config& c) {
     detail::checks check("gptq");
     if (c.bits != 2 && c.bits != 3 && c.bits != 4 && c.bits != 8)
         check.fail(errc::unsupported, "layers of " + std::to_string(c.bits) + " bits; there are 2, 3, 4 and 8");
@@ -156,10 +167,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     return layer;
 }
 
-/// The tensors of a layer in v1, named name.qweight and so on: what every loader of GPTQ files reads. Takes codes int2,
-/// int3, int4 or int8 with fp16 scales, symmetric or with zero points, in groups of one row; N and K must fill whole
-/// words (multiples of 32 always do). A permutation becomes g_idx. A bias is rounded to fp16.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const linear& layer) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const linear& layer) {
     const qmatrix& m = layer.weight;
     if (status s = check_linear(layer); !s) return failure{s.code(), s.message(), 0};
     const int bits = m.format().bits;
@@ -207,8 +215,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const linear& layer) {
+NIBBLE_IO_API std::string config_of(const linear& layer) {
     const qmatrix& m = layer.weight;
     const nlohmann::json j = {{"quant_method", "gptq"},
                               {"checkpoint_format", "gptq"},
@@ -220,5 +227,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
                               {"lm_head", false}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::gptq

@@ -29,6 +29,12 @@ struct config {
     index rows = 0, cols = 0;
 };
 
+/// The layer in these tensors, exactly. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
+                                                  const tensor* bias, const config& c);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -50,9 +56,8 @@ struct packing {
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
-                                           const tensor* bias, const config& c) {
+NIBBLE_IO_API result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
+                                    const tensor* bias, const config& c) {
     detail::checks check("hqq");
     constexpr index most = 0x7fffffff;
     check.matrix(c.rows, c.cols);
@@ -115,5 +120,7 @@ struct packing {
     detail::read_bias(bias, 0, c.rows, layer.bias);
     return layer;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::hqq

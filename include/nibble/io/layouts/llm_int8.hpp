@@ -16,6 +16,12 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::bitsandbytes {
 
+/// A layer of LLM.int8. weight_format and bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format,
+                                                       const tensor* bias);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -28,9 +34,8 @@ NIBBLE_FP_END
 
 }  // namespace detail
 
-/// A layer of LLM.int8. weight_format and bias may be null.
-[[nodiscard]] inline result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format,
-                                                const tensor* bias) {
+NIBBLE_IO_API result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format,
+                                         const tensor* bias) {
     detail::checks check("bitsandbytes");
     check.type(weight, {dtype::i8});
     check.rank(weight, 2);
@@ -72,5 +77,7 @@ NIBBLE_FP_END
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::bitsandbytes

@@ -21,6 +21,22 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::mxfp4 {
 
+/// Number of experts in a tensor of blocks.
+[[nodiscard]] NIBBLE_IO_API index experts(const tensor& blocks) noexcept;
+/// One expert of a gpt-oss layer, exactly. bias may be null. Throws nothing; an expert that is not there is a failure.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
+                                                  index expert);
+/// A layer of compressed-tensors, exactly: U8 with 4 or 6 bits a code, or bytes of FP8. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
+                                                         int bits);
+/// The tensors name_blocks and name_scales of gpt-oss: one matrix an expert, all of one shape. Takes e2m1 codes with
+/// e8m0 scales in groups of 32, K a multiple of 32.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, std::span<const qmatrix> experts);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] inline std::string config_of() { return R"({"quant_method":"mxfp4","modules_to_not_convert":[]})"; }
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -53,14 +69,12 @@ inline void check_exponents(checks& check, const tensor& t) {
 
 }  // namespace detail
 
-/// Number of experts in a tensor of blocks.
-[[nodiscard]] inline index experts(const tensor& blocks) noexcept {
+NIBBLE_IO_API index experts(const tensor& blocks) noexcept {
     return blocks.shape.size() == 4 && blocks.shape[0] <= 0x7fffffffu ? static_cast<index>(blocks.shape[0]) : 0;
 }
 
-/// One expert of a gpt-oss layer, exactly. bias may be null. Throws nothing; an expert that is not there is a failure.
-[[nodiscard]] inline result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
-                                           index expert) {
+NIBBLE_IO_API result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
+                                    index expert) {
     detail::checks check("mxfp4");
     check.type(blocks, {dtype::u8});
     check.rank(blocks, 4);
@@ -86,9 +100,8 @@ inline void check_exponents(checks& check, const tensor& t) {
     return layer;
 }
 
-/// A layer of compressed-tensors, exactly: U8 with 4 or 6 bits a code, or bytes of FP8. bias may be null.
-[[nodiscard]] inline result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
-                                                  int bits) {
+NIBBLE_IO_API result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
+                                           int bits) {
     detail::checks check("mxfp4");
     check.type(weight, {dtype::u8, dtype::f8_e4m3, dtype::f8_e5m2});
     check.rank(weight, 2);
@@ -118,9 +131,7 @@ inline void check_exponents(checks& check, const tensor& t) {
     return layer;
 }
 
-/// The tensors name_blocks and name_scales of gpt-oss: one matrix an expert, all of one shape. Takes e2m1 codes with
-/// e8m0 scales in groups of 32, K a multiple of 32.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, std::span<const qmatrix> experts) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, std::span<const qmatrix> experts) {
     if (experts.empty()) return failure{errc::invalid_argument, "mxfp4: no matrices", 0};
     const index rows = experts[0].rows(), cols = experts[0].cols();
     std::vector<tensor_data> out;
@@ -151,7 +162,6 @@ inline void check_exponents(checks& check, const tensor& t) {
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of() { return R"({"quant_method":"mxfp4","modules_to_not_convert":[]})"; }
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::mxfp4

@@ -8,7 +8,11 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
 
 /// The layer in these tensors, exactly. bias may be null. F32 values that neither bfloat16 nor fp16 holds are
 /// errc::unsupported: quantize the view of the tensor.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor* bias) {
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor* bias);
+
+#if NIBBLE_DEFINE_IO
+
+NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor* bias) {
     detail::checks check("plain");
     check.type(weight, detail::float_types);
     check.rank(weight, 2);
@@ -43,5 +47,7 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::plain

@@ -29,6 +29,11 @@ struct quantization_config {
     std::vector<weight_scheme> schemes;  ///< config_groups
 };
 
+/// Reads the JSON of a quantization config. A failure names the field.
+[[nodiscard]] NIBBLE_IO_API result<quantization_config> parse_quantization_config(std::string_view text);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 /// Reads fields of a JSON object, and remembers the first that is not what it should be.
@@ -104,8 +109,7 @@ private:
 
 }  // namespace detail
 
-/// Reads the JSON of a quantization config. A failure names the field.
-[[nodiscard]] inline result<quantization_config> parse_quantization_config(std::string_view text) {
+NIBBLE_IO_API result<quantization_config> parse_quantization_config(std::string_view text) {
     const nlohmann::json j = nlohmann::json::parse(text.begin(), text.end(), nullptr, false);
     if (!j.is_object()) return failure{errc::malformed, "quantization config: expected a JSON object", 0};
     std::string wrong;
@@ -143,5 +147,7 @@ private:
     if (!wrong.empty()) return failure{errc::malformed, "quantization config: " + wrong, 0};
     return c;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts
