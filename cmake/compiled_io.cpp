@@ -4,3 +4,4 @@
 #include <nibble/io/gguf.hpp>
 #include <nibble/io/imatrix.hpp>
 #include <nibble/io/packed.hpp>
+#include <nibble/io/safetensors_shards.hpp>
