@@ -36,7 +36,7 @@ struct four_bit_tensors {
 };
 
 /// A layer of 4 bits, exactly.
-[[nodiscard]] NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t);
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t, executor* threads = nullptr);
 /// The tensors of a layer of 4 bits, named name.weight, name.weight.absmax and so on. Takes nf4 and fp4 with scales f32,
 /// f16, bf16 or double_quantized whose groups do not cross rows: K a multiple of the group, or one row. `dtype_name` is
 /// the type that bitsandbytes decodes to: "float32" gives it the values of this library.
@@ -120,7 +120,7 @@ NIBBLE_FP_END
 
 }  // namespace detail
 
-NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t) {
+NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t, executor* threads) {
     detail::checks check("bitsandbytes");
     if (t.weight == nullptr || t.absmax == nullptr || t.quant_map == nullptr || t.quant_state == nullptr)
         return failure{errc::not_found,
@@ -202,9 +202,9 @@ NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t) {
         return (u & 0x0f0f0f0fu) << 4 | (u >> 4 & 0x0f0f0f0fu);  // the high nibble comes first
     };
     if (words_fit)
-        detail::set_words<true>(out, word);
+        detail::set_words<true>(out, threads, word);
     else
-        detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
+        detail::set_rows(out, threads, {}, [&](index first, index rows, std::uint8_t* codes) {
             for (index i = 0; i < rows * s.cols; ++i) {
                 const index at = first * s.cols + i;
                 const auto byte = std::to_integer<unsigned>(t.weight->bytes[static_cast<std::size_t>(at / 2)]);

@@ -43,7 +43,7 @@ struct integer_tensors {
 };
 
 /// A layer of pack-quantized (weight I32) or int-quantized (weight I8), exactly.
-[[nodiscard]] NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c);
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c, executor* threads = nullptr);
 /// The tensors of a layer of pack-quantized or float-quantized. Takes int2, int3, int4, int5, int6 or int8 with f32, f16
 /// or bf16 scales, symmetric or with zero points, in groups of one row that divide the columns; or fp8_e4m3 with such
 /// scales for the tensor, rows, groups or tiles.
@@ -73,7 +73,7 @@ using namespace layouts::detail;
 
 }  // namespace detail
 
-NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c) {
+NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c, executor* threads) {
     detail::checks check("compressed-tensors");
     if (t.weight == nullptr || t.scale == nullptr)
         return failure{errc::not_found, "compressed-tensors: a layer has a weight and a scale", 0};
@@ -132,22 +132,20 @@ NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const con
     qmatrix_builder out(rows, cols, *codes.format, detail::scheme_of(t.scale->type),
                         symmetric ? offset_kind::none : offset_kind::zero_point, {tile.rows, runs.size}, {},
                         detail::initial(words_fit));
-    for (index n = 0; n < rows; ++n) {
-        const index r = tile.rows == 0 ? 0 : n / tile.rows;
-        for (std::size_t j = 0; j < runs.group.size(); ++j) {
-            out.set_scale(n, static_cast<index>(j), detail::bits_at(*t.scale, r * scale_cols + runs.group[j]));
-            if (!symmetric) out.set_offset(n, static_cast<index>(j), zero(r, runs.group[j]));
-        }
-    }
+    const auto tile_row = [&](index n) { return tile.rows == 0 ? 0 : n / tile.rows; };
+    const auto group = [&](index j) { return runs.group[static_cast<std::size_t>(j)]; };
+    detail::set_groups(
+        out, threads, [&](index n, index j) { return detail::bits_at(*t.scale, tile_row(n) * scale_cols + group(j)); },
+        [&](index n, index j) { return zero(tile_row(n), group(j)); });
     const index words = detail::ceil_div(cols * bits, 32);
     const auto word = [&](index n, index i) {
         return detail::word_at(t.weight->bytes.data() + n * (packed ? 4 * words : cols), i) ^
                (packed ? 0u : 0x80808080u);
     };
     if (words_fit)
-        detail::set_words<true>(out, word);
+        detail::set_words<true>(out, threads, word);
     else
-        detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* to) {
+        detail::set_rows(out, threads, runs.permutation, [&](index first, index count, std::uint8_t* to) {
             for (index r = 0; r < count; ++r)
                 for (index k = 0; k < cols; ++k)
                     to[r * cols + k] = static_cast<std::uint8_t>(

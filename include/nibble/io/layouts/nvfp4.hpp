@@ -20,7 +20,7 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::nvfp4 {
 
 /// The layer in these tensors, exactly. `divide`: the global scale is a divisor (compressed-tensors). bias may be null.
 [[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global,
-                                                  const tensor* bias, bool divide);
+                                                  const tensor* bias, bool divide, executor* threads = nullptr);
 enum class flavor { modelopt, compressed_tensors };
 /// The tensors of a layer. Takes e2m1 codes with e4m3_f32 scales in groups of 16, K a multiple of 16.
 /// modelopt: exact. compressed_tensors: its divisor is the float near 1 / scale that gives every group the same scale; if
@@ -71,7 +71,7 @@ using byte_set = std::array<bool, 256>;
 }  // namespace detail
 
 NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global,
-                                    const tensor* bias, bool divide) {
+                                    const tensor* bias, bool divide, executor* threads) {
     detail::checks check("nvfp4");
     check.type(weight, {dtype::u8});
     check.type(scales, {dtype::f8_e4m3});
@@ -114,8 +114,7 @@ NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, 
                        std::move(check).failure();
             out.set_scale(n, g, factor.has_value() ? u : scale[u]);
         }
-    detail::set_words<true>(out,
-                            [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
+    detail::set_words<true>(out, threads, [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
