@@ -95,6 +95,17 @@
 #else
 #define NIBBLE_DEFINE_ALGORITHMS 0
 #endif
+// So is io/, in a library of its own because it needs nlohmann-json (cmake/compiled_io.cpp): what is marked NIBBLE_IO_API.
+#if defined(NIBBLE_COMPILED_IO)
+#define NIBBLE_IO_API
+#else
+#define NIBBLE_IO_API inline
+#endif
+#if !defined(NIBBLE_COMPILED_IO) || defined(NIBBLE_COMPILED_IO_HERE)
+#define NIBBLE_DEFINE_IO 1
+#else
+#define NIBBLE_DEFINE_IO 0
+#endif
 
 // The inline namespace of everything in nibble: which instructions the compiler may use in plain code. A program whose
 // files are compiled for different CPUs then has two of each inline function, and a file for the oldest CPU never calls

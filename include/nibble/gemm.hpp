@@ -77,6 +77,11 @@ template <class Shapes>
 /// Throws errc::shape_mismatch with the shapes, errc::overlap if y shares memory with x, w or the bias.
 NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const output_view& y, const gemm_options& options = {});
 
+namespace detail {
+/// The same with column k of w meeting row order[k] of x: checked by the caller to be a permutation of K elements.
+NIBBLE_API void ordered_gemm(const qmatrix& w, const const_view& x, const index* order, const output_view& y, const gemm_options& options);
+}  // namespace detail
+
 /// y = w x from prepared activations; the bits are those of gemm(w, x, y) in the class that they were prepared for.
 /// Throws errc::invalid_argument when they were prepared for another group size or kind of format, or for another class
 /// than the options ask for.
@@ -141,10 +146,14 @@ inline void run_transposed(const qmatrix& w, const const_view& y, const output& 
 
 }  // namespace detail
 
-NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const output_view& y, const gemm_options& options) {
+NIBBLE_API void detail::ordered_gemm(const qmatrix& w, const const_view& x, const index* order, const output_view& y, const gemm_options& options) {
     check_gemm(w, x, y, options.bias).or_throw();
-    const detail::product_call call{&w, &x, nullptr, detail::make_output(y, options.bias, options), detail::path_of(w.format(), options.compute)};
-    detail::run_products({&call, 1}, options);
+    const product_call call{&w, &x, nullptr, make_output(y, options.bias, options), path_of(w.format(), options.compute), order};
+    run_products({&call, 1}, options);
+}
+
+NIBBLE_API void gemm(const qmatrix& w, const const_view& x, const output_view& y, const gemm_options& options) {
+    detail::ordered_gemm(w, x, nullptr, y, options);
 }
 
 NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const output_view& y, const gemm_options& options) {
@@ -155,7 +164,7 @@ NIBBLE_API void gemm(const qmatrix& w, const prepared_activations& x, const outp
         return "gemm: W is " + detail::shape_text(w.rows(), w.cols()) + ", the activations are " + detail::shape_text(x.rows(), x.cols());
     };
     detail::check_output(w, x.cols(), y, options.bias, shapes).or_throw();
-    const detail::product_call call{&w, nullptr, &x, detail::make_output(y, options.bias, options), x.path()};
+    const detail::product_call call{&w, nullptr, &x, detail::make_output(y, options.bias, options), x.path(), nullptr};
     detail::run_products({&call, 1}, options);
 }
 
@@ -166,7 +175,7 @@ NIBBLE_API void gemm(std::span<const gemm_call> calls, const gemm_options& optio
         const gemm_call& c = calls[i];
         if (status s = check_gemm(c.w, c.x, c.y, c.bias); !s)
             detail::fail(s.code(), s.message() + " (call " + std::to_string(i) + " of " + std::to_string(calls.size()) + ")");
-        products.push_back({&c.w, &c.x, nullptr, detail::make_output(c.y, c.bias, options), detail::path_of(c.w.format(), options.compute)});
+        products.push_back({&c.w, &c.x, nullptr, detail::make_output(c.y, c.bias, options), detail::path_of(c.w.format(), options.compute), nullptr});
     }
     detail::run_products(products, options);
 }

@@ -1,30 +1,11 @@
 #!/bin/sh
 # convert_test.sh CONVERT INSPECT VALIDATE GOLDEN_DIR: the examples `convert` and `validate` as their users see them. What comes
 # out, exit codes, messages, memory.
-set -u
+. "$(dirname "$0")/tool_test.sh"
 convert=$1
 inspect=$2
 validate=$3
 golden=$4
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-out=$work/out
-failures=0
-
-fail() {
-    echo "FAILED: $*"
-    sed 's/^/    /' "$out" "$work/err"
-    failures=$((failures + 1))
-}
-# expect CODE PROGRAM ARGUMENTS...
-expect() {
-    code=$1
-    shift
-    "$@" >"$out" 2>"$work/err"
-    got=$?
-    [ "$got" = "$code" ] || fail "exit code $got, expected $code: $*"
-}
-says() { grep -qF -- "$2" "$1" || fail "'$2' is not in $1"; }
 # sums FILE: the tensors and the checksums of their values, sorted.
 sums() { "$inspect" --checksum "$1" | awk '/^metadata/ { exit } NF > 4 && !/^tensor / && !/^(GGUF|packed|safetensors),? / { print $1, $NF }' | sort; }
 same() { cmp -s "$1" "$2" || fail "$3: $(diff "$1" "$2")"; }
@@ -169,5 +150,4 @@ for name in large.gguf large.nibble; do
     rm -f "$work/$name"
 done
 
-[ "$failures" -eq 0 ] || exit 1
-echo 'all is well'
+finish

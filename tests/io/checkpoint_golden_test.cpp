@@ -130,6 +130,48 @@ TEST_CASE("every checkpoint decodes to the weights of the library that wrote it"
     }
 }
 
+TEST_CASE("tasks in any order make the same bytes") {
+    auto backwards = nibble::make_executor(3, [](nibble::index tasks, nibble::task_body body) {
+        while (tasks > 0) body(--tasks);
+    });
+    for (const auto& entry : fs::directory_iterator(folder())) {
+        if (!entry.is_directory()) continue;
+        const auto model = open_checkpoint(entry.path());
+        for (std::size_t i = 0; i < model.value().layers().size(); ++i) {
+            INFO(entry.path().filename().string() << " " << i);
+            const auto one = model.value().load(i), other = model.value().load(i, &backwards);
+            const nibble::qmatrix &a = one.value().weight, &b = other.value().weight;
+            CHECK(std::equal(a.data(), a.data() + a.memory_bytes(), b.data(), b.data() + b.memory_bytes()));
+            CHECK(one.value().permutation == other.value().permutation);
+        }
+    }
+}
+
+// GPTQModel's v1 of 3 bits: zero points of 4, packed, less 24924924, 92492492, 49249249.
+TEST_CASE("zero points of 3 bits as GPTQModel writes them") {
+    const auto right = open_checkpoint(folder() / "gptq_3bit_g32_sym");
+    const Eigen::MatrixXf w = nibble::io::dequantize(right.value().load(0).value());
+    const std::string name = right.value().layers()[0].name;
+    std::vector<nibble::io::safetensors::tensor_data> tensors;
+    for (const auto* t : right.value().tensors()) tensors.push_back({t->name, t->type, t->shape, {t->bytes.begin(), t->bytes.end()}});
+    for (auto& t : tensors) {
+        if (t.name != name + ".qzeros") continue;
+        constexpr std::uint32_t words[3] = {0, 0xb6db6db7u, 0x49249249u};
+        for (std::size_t i = 0; i < t.bytes.size() / 4; ++i) std::memcpy(t.bytes.data() + 4 * i, &words[i % (t.shape[1]) % 3], 4);
+    }
+    const auto unpack = [&](bool gptqmodel) {
+        std::map<std::string, nibble::io::safetensors::tensor> view;
+        for (const auto& t : tensors) view[t.name.substr(name.size())] = t.view();
+        return nibble::io::layouts::gptq::unpack(view[".qweight"], view[".qzeros"], view[".scales"], &view[".g_idx"], nullptr,
+                                                 {3, 32, false, false, gptqmodel});
+    };
+    CHECK(nibble::io::dequantize(unpack(true).value()) == w);
+    CHECK(nibble::io::dequantize(unpack(false).value()) != w);
+    const auto config = nibble::io::layouts::parse_quantization_config(R"({"bits":3,"meta":{"quantizer":["gptqmodel:2.0.0"]}})");
+    CHECK(config.value().gptqmodel);
+    CHECK_FALSE(nibble::io::layouts::parse_quantization_config(R"({"bits":3,"meta":{"quantizer":["other"]}})").value().gptqmodel);
+}
+
 TEST_CASE("layers keep the structure of their checkpoint") {
     const auto weight = [](const char* name) {
         const auto model = open_checkpoint(folder() / name);

@@ -521,7 +521,7 @@ TEST_CASE("gguf: tensors in any order, with gaps, and of types that nobody knows
     CHECK(grid.row_block(0, 1).value().bytes.size() == 66);
     for (const auto& why : {file.at("missing").failure(), file.values("missing").failure(), file.matrix("missing").failure()}) {
         CHECK(why.code == errc::not_found);
-        CHECK(contains(why.message, "\"missing\" among 5"));
+    CHECK(contains(why.message, "\"missing\"; nearest of 5: \""));
     }
 }
 

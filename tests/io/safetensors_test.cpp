@@ -676,13 +676,13 @@ TEST_CASE("safetensors: find, and names that come near", "[io][safetensors]") {
     const exact_bytes nothing(file_of("{}"));
     const auto empty = st::parse(nothing.span());
     REQUIRE(empty);
-    CHECK(empty.value().at("x").failure().message == R"(no tensor "x"; the file has no tensors)");
+    CHECK(empty.value().at("x").failure().message == R"(no tensor "x"; there are none)");
     CHECK(contains(file.at("\x1b[2J").failure().message, R"("\x1b[2J")"));
 
-    CHECK(st::detail::name_distance("abc", "abc") == 0);
-    CHECK(st::detail::name_distance("abc", "abXc") == 1);
-    CHECK(st::detail::name_distance("aa", "aaa") == 1);  // the common end stops where the common beginning did
-    CHECK(st::detail::name_distance("", "xyz") == 3);
+    CHECK(nibble::detail::name_distance("abc", "abc") == 0);
+    CHECK(nibble::detail::name_distance("abc", "abXc") == 1);
+    CHECK(nibble::detail::name_distance("aa", "aaa") == 1);  // the common end stops where the common beginning did
+    CHECK(nibble::detail::name_distance("", "xyz") == 3);
 }
 
 TEST_CASE("safetensors: typed access, aligned or not", "[io][safetensors]") {

@@ -1,6 +1,9 @@
 // The safetensors writer: what it writes the strict reader takes, and a file is whole or not there.
 #include "nibble/io/safetensors_writer.hpp"
 
+#include "nibble/io/checkpoint.hpp"
+#include "nibble/io/safetensors_shards.hpp"
+
 #include <fstream>
 #include <random>
 
@@ -158,4 +161,67 @@ TEST_CASE("a failure leaves the old file and nothing else") {
     REQUIRE(st::write(path, second));
     CHECK(slurp(path) != before);
     CHECK(entries(folder.path) >= 1);
+}
+
+TEST_CASE("a set of shards") {
+    const scratch_dir folder;
+    const std::vector<st::tensor_data> owned = {make("b", st::dtype::f32, {10}, 1), make("a", st::dtype::u8, {60}, 2),
+                                                make("large", st::dtype::f64, {50}, 3), make("c \"quoted\"", st::dtype::u8, {7}, 4)};
+    std::vector<st::tensor> tensors;
+    for (const auto& t : owned) tensors.push_back(t.view());
+    REQUIRE(st::write_shards(folder.path, tensors, {.shard_bytes = 100}));
+    CHECK(entries(folder.path) == 4);
+    const auto first = st::open(folder.path / "model-00001-of-00003.safetensors");
+    CHECK(first.value().tensors().size() == 2);
+    const auto index = nlohmann::json::parse(slurp(folder.path / "model.safetensors.index.json"));
+    CHECK(index["metadata"]["total_size"] == 40 + 60 + 400 + 7);
+    CHECK(index["weight_map"].size() == 4);
+    CHECK(index["weight_map"]["large"] == "model-00002-of-00003.safetensors");
+    const auto check = [&] {
+        const auto model = nibble::io::open_checkpoint(folder.path);
+        if (!model) FAIL(model.failure().message);
+        for (const auto& t : owned) {
+            const st::tensor* back = model.value().find(t.name);
+            REQUIRE(back != nullptr);
+            CHECK(std::equal(back->bytes.begin(), back->bytes.end(), t.bytes.begin(), t.bytes.end()));
+        }
+    };
+    check();
+
+    // A new set beside the old one: its shards have names of their own until the index names them.
+    const std::string before = slurp(folder.path / "model-00001-of-00003.safetensors");
+    SECTION("it takes the place of the old one") {
+        std::swap(tensors[0], tensors[3]);
+        REQUIRE(st::write_shards(folder.path, tensors, {.shard_bytes = 100}));
+        CHECK(slurp(folder.path / "model-00001-of-00003.safetensors") == before);
+        CHECK(fs::exists(folder.path / "model-1-00003-of-00003.safetensors"));
+    }
+    SECTION("or fails in the last shard, or in the index, and leaves nothing") {
+        std::vector<st::tensor> bad = tensors;
+        bad.back().shape = {8};
+        CHECK(st::write_shards(folder.path, bad, {.shard_bytes = 100}).code() == errc::shape_mismatch);
+        bad = tensors;
+        bad.back().name = "a";
+        CHECK(st::write_shards(folder.path, bad, {.shard_bytes = 100}).message().find("\"a\" is given twice") != std::string::npos);
+        fs::create_directory(folder.path / "other.safetensors.index.json");
+        CHECK(st::write_shards(folder.path, tensors, {.shard_bytes = 100, .stem = "other"}).code() == errc::io);
+        fs::remove(folder.path / "other.safetensors.index.json");
+        CHECK(st::write_shards(folder.path, tensors, {.stem = "../x"}).code() == errc::invalid_argument);
+        CHECK(st::write_shards(folder.path / "missing", tensors).code() == errc::not_found);
+        CHECK(entries(folder.path) == 4);
+        CHECK(slurp(folder.path / "model-00001-of-00003.safetensors") == before);
+    }
+    SECTION("a file that would be loaded in its place") {
+        std::ofstream(folder.path / "model.safetensors") << "x";
+        CHECK(st::write_shards(folder.path, tensors).code() == errc::invalid_argument);
+        fs::remove(folder.path / "model.safetensors");
+    }
+    check();
+}
+
+TEST_CASE("a set without tensors is one shard") {
+    const scratch_dir folder;
+    REQUIRE(st::write_shards(folder.path, {}));
+    const auto model = nibble::io::open_checkpoint(folder.path);
+    CHECK(model.value().tensors().empty());
 }

@@ -12,6 +12,7 @@ struct product_call {
     const prepared_activations* ready = nullptr;
     output to;
     product_path path;
+    const index* order = nullptr;  ///< column k of w meets row order[k] of x; null: row k
 
     [[nodiscard]] index columns() const noexcept { return to.y.cols; }
 };
@@ -37,11 +38,12 @@ public:
             scratch_ = memory.take<task_scratch>(tasks_);
             hostile = memory.take<index>(largest);
             task_scratch::sizes sizes;
-            index strict_bytes = 0;
+            index strict_bytes = 0, widest = 0;
             for (std::size_t i = 0; i < calls_.size(); ++i) {
                 product p(*calls_[i].w, calls_[i].columns(), calls_[i].path);
                 p.lay_out(memory);
                 sizes.include(p.scratch());
+                if (calls_[i].order != nullptr) widest = (std::max)(widest, checked_product(calls_[i].w->cols(), size_of(calls_[i].x->type)));
                 if (!products.empty()) products[i] = p;
                 if (calls_[i].path.strict) continue;
                 product strict(*calls_[i].w, strict_tile_, strict_path);
@@ -56,6 +58,8 @@ public:
                 if (!scratch_.empty()) scratch_[static_cast<std::size_t>(t)] = s;
             }
             rest = memory.take<std::byte>(strict_bytes);
+            ordered_bytes_ = widest;
+            ordered_ = memory.take<std::byte>(checked_product(tasks_, widest));
         });
         run_all(products, nullptr);
         for (std::size_t i = 0; i < calls_.size(); ++i)
@@ -75,12 +79,11 @@ private:
             product p(*call.w, (std::min)(strict_tile_, count - first), strict_path);
             arena memory(rest);
             p.lay_out(memory);
-            product_runner(std::span<const product_call>(&strict, 1), scratch_, tasks_, threads_, memory_).run_all({&p, 1}, hostile.data() + first);
+            product_runner some = *this;
+            some.calls_ = {&strict, 1};
+            some.run_all({&p, 1}, hostile.data() + first);
         }
     }
-
-    product_runner(std::span<const product_call> calls, std::span<task_scratch> scratch, index tasks, executor& threads, nibble::workspace& memory) noexcept
-        : calls_(calls), memory_(memory), threads_(threads), scratch_(scratch), tasks_(tasks) {}
 
     /// Columns, then panels, in tasks that each take a share of every product. chosen: the columns of X and Y, or all.
     void run_all(std::span<product> products, const index* chosen) {
@@ -122,7 +125,8 @@ private:
         const task_scratch& s = scratch_[static_cast<std::size_t>(task)];
         if (c.ready == nullptr) {
             const const_view& x = *c.x;
-            p.take_column(j, {x.at(0, column), x.type, x.rows, 1, x.row_stride, x.col_stride}, s);
+            const const_view one{x.at(0, column), x.type, x.rows, 1, x.row_stride, x.col_stride};
+            p.take_column(j, c.order != nullptr ? in_order(one, c.order, task) : one, s);
             return;
         }
         const prepared_activations& a = *c.ready;
@@ -135,12 +139,22 @@ private:
         }
     }
 
+    /// The elements of a column in the order of the weights' columns, in the memory of a task.
+    [[nodiscard]] const_view in_order(const const_view& x, const index* order, index task) const noexcept {
+        const auto size = static_cast<std::size_t>(size_of(x.type));
+        std::byte* const first = ordered_.data() + task * ordered_bytes_;
+        for (index k = 0; k < x.rows; ++k) std::memcpy(first + static_cast<std::size_t>(k) * size, x.at(order[k], 0), size);
+        return {first, x.type, x.rows, 1, 1, x.rows};
+    }
+
     std::span<const product_call> calls_;
     nibble::workspace& memory_;
     executor& threads_;
     std::span<task_scratch> scratch_;
     index tasks_ = 1;
     index strict_tile_ = 1;
+    std::span<std::byte> ordered_;  // a column for each task, where a call gives an order
+    index ordered_bytes_ = 0;
 };
 
 }  // namespace nibble::detail

@@ -77,9 +77,11 @@ struct layer_source {
 }  // namespace detail
 
 class checkpoint;
-[[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path,
-                                                        const checkpoint_options& options = {});
-[[nodiscard]] inline result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options);
+/// Opens a folder or a .safetensors file. A failure says which file, which tensor and what was expected.
+[[nodiscard]] NIBBLE_IO_API result<checkpoint> open_checkpoint(const std::filesystem::path& path,
+                                                               const checkpoint_options& options = {});
+/// The same of a file that is open already, or in memory: no other file is looked at, the config is that of the options.
+[[nodiscard]] NIBBLE_IO_API result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options);
 
 /// An open checkpoint. Moving it moves no bytes.
 class checkpoint {
@@ -108,30 +110,28 @@ public:
         for (const safetensors::file& shard : shards_) shard.release(t);
     }
 
-    /// Layer i of layers(). Exact, but for the exceptions that the layouts name. A plain layer of F32 is a matrix where
+    /// Layer i of layers(), with threads or without. Exact, but for the exceptions that the layouts name. A plain layer of F32 is a matrix where
     /// bfloat16 or fp16 holds all its values, else errc::unsupported: find() and tensor::view() give the floats.
-    [[nodiscard]] result<linear> load(std::size_t i) const;
+    [[nodiscard]] result<linear> load(std::size_t i, executor* threads = nullptr) const;
     /// The layer of that name.
-    [[nodiscard]] result<linear> load(std::string_view name) const {
+    [[nodiscard]] result<linear> load(std::string_view name, executor* threads = nullptr) const {
         const auto at = std::lower_bound(layers_.begin(), layers_.end(), name,
                                          [](const layer_info& l, std::string_view n) { return l.name < n; });
         if (at == layers_.end() || at->name != name)
-            return failure{errc::not_found,
-                           "checkpoint: no layer " + detail::quoted(name) + " among " + std::to_string(layers_.size()),
-                           0};
-        return load(static_cast<std::size_t>(at - layers_.begin()));
+            return failure{errc::not_found, "checkpoint: no layer " + detail::quoted(name) + nibble::detail::nearest_names(name, layers_, [](const layer_info& l) -> std::string_view { return l.name; }), 0};
+        return load(static_cast<std::size_t>(at - layers_.begin()), threads);
     }
 
 private:
     friend class checkpoint_reader;
     using kind = detail::layer_source::kind;
 
-    [[nodiscard]] const safetensors::tensor* part(const std::string& base, const char* suffix) const noexcept {
+    [[nodiscard]] const safetensors::tensor* part(const std::string& base, const char* suffix) const {
         return find(base + suffix);
     }
-    [[nodiscard]] result<linear> load_tensors(const detail::layer_source& source) const;
-    [[nodiscard]] result<linear> load_integers(const std::string& base) const;
-    [[nodiscard]] result<linear> load_fp8(const std::string& base) const;
+    [[nodiscard]] result<linear> load_tensors(const detail::layer_source& source, executor* threads) const;
+    [[nodiscard]] result<linear> load_integers(const std::string& base, executor* threads) const;
+    [[nodiscard]] result<linear> load_fp8(const std::string& base, executor* threads) const;
     [[nodiscard]] static failure missing(const std::string& name) {
         return {errc::not_found, "checkpoint: no tensor " + detail::quoted(name), 0};
     }
@@ -143,18 +143,20 @@ private:
     std::vector<detail::layer_source> sources_;
 };
 
-inline result<linear> checkpoint::load(std::size_t i) const {
+#if NIBBLE_DEFINE_IO
+
+NIBBLE_IO_API result<linear> checkpoint::load(std::size_t i, executor* threads) const {
     if (i >= layers_.size())
         return failure{errc::out_of_range,
                        "checkpoint: layer " + std::to_string(i) + " of " + std::to_string(layers_.size()), 0};
-    auto layer = load_tensors(sources_[i]);
+    auto layer = load_tensors(sources_[i], threads);
     if (layer) return layer;
     failure why = layer.failure();
     why.message = "layer " + detail::quoted(layers_[i].name) + ": " + why.message;
     return why;
 }
 
-inline result<linear> checkpoint::load_tensors(const detail::layer_source& source) const {
+NIBBLE_IO_API result<linear> checkpoint::load_tensors(const detail::layer_source& source, executor* threads) const {
     const std::string& x = source.base;
     const auto need = [&](std::initializer_list<const char*> suffixes) {
         for (const char* s : suffixes)
@@ -163,30 +165,31 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
     };
     const auto bias = part(x, ".bias");
     switch (source.what) {
-        case kind::plain: return layouts::plain::unpack(*part(x, ".weight"), bias);
+        case kind::plain: return layouts::plain::unpack(*part(x, ".weight"), bias, threads);
         case kind::gptq:
         case kind::awq: {
             if (const std::string name = need({".qweight", ".qzeros", ".scales"}); !name.empty()) return missing(name);
             const index group = config_.group_size == 0 ? index{-1} : config_.group_size;
             if (source.what == kind::awq)
                 return layouts::awq::unpack(*part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), bias,
-                                            {group, config_.format == "gemv"});
+                                            {group, config_.format == "gemv"}, threads);
             return layouts::gptq::unpack(
                 *part(x, ".qweight"), *part(x, ".qzeros"), *part(x, ".scales"), part(x, ".g_idx"), bias,
-                {config_.bits == 0 ? 4 : config_.bits, group, config_.format == "gptq_v2", config_.act_order});
+                {config_.bits == 0 ? 4 : config_.bits, group, config_.format == "gptq_v2", config_.act_order,
+                 config_.gptqmodel}, threads);
         }
         case kind::four_bit: {
             const auto* nf4 = part(x, ".weight.quant_state.bitsandbytes__nf4");
             return layouts::bitsandbytes::unpack_four_bit(
                 {part(x, ".weight"), part(x, ".weight.absmax"), part(x, ".weight.quant_map"),
                  nf4 != nullptr ? nf4 : part(x, ".weight.quant_state.bitsandbytes__fp4"),
-                 part(x, ".weight.nested_absmax"), part(x, ".weight.nested_quant_map"), bias});
+                 part(x, ".weight.nested_absmax"), part(x, ".weight.nested_quant_map"), bias}, threads);
         }
         case kind::int8:
             return layouts::bitsandbytes::unpack_int8(*part(x, ".weight"), *part(x, ".SCB"), part(x, ".weight_format"),
-                                                      bias);
-        case kind::integers: return load_integers(x);
-        case kind::fp8: return load_fp8(x);
+                                                      bias, threads);
+        case kind::integers: return load_integers(x, threads);
+        case kind::fp8: return load_fp8(x, threads);
         case kind::nvfp4: {
             const bool divide = part(x, ".weight_packed") != nullptr;
             if (const std::string name =
@@ -194,7 +197,7 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
                 !name.empty())
                 return missing(name);
             return layouts::nvfp4::unpack(*part(x, divide ? ".weight_packed" : ".weight"), *part(x, ".weight_scale"),
-                                          *part(x, divide ? ".weight_global_scale" : ".weight_scale_2"), bias, divide);
+                                          *part(x, divide ? ".weight_global_scale" : ".weight_scale_2"), bias, divide, threads);
         }
         case kind::mx: {
             const auto* packed = part(x, ".weight_packed");
@@ -205,13 +208,13 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
                                packed->shape[1] / 24 == scale->shape[1] && packed->shape[1] % 24 == 0
                            ? 6
                            : 4;
-            return layouts::mxfp4::unpack_matrix(packed != nullptr ? *packed : *part(x, ".weight"), *scale, bias, bits);
+            return layouts::mxfp4::unpack_matrix(packed != nullptr ? *packed : *part(x, ".weight"), *scale, bias, bits, threads);
         }
         case kind::experts: {
             const bool original = part(x, "_blocks") == nullptr;
             return layouts::mxfp4::unpack(*part(x, original ? ".blocks" : "_blocks"),
                                           *part(x, original ? ".scales" : "_scales"),
-                                          part(x, original ? ".bias" : "_bias"), source.expert);
+                                          part(x, original ? ".bias" : "_bias"), source.expert, threads);
         }
         case kind::hqq: {
             if (const std::string name = need({".W_q", ".scale", ".zero", ".shape"}); !name.empty())
@@ -221,7 +224,7 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
             if (!check) return std::move(check).failure();
             return layouts::hqq::unpack(
                 *part(x, ".W_q"), *part(x, ".scale"), *part(x, ".zero"), bias,
-                {config_.bits == 0 ? 4 : config_.bits, config_.group_size, config_.axis, rows, cols});
+                {config_.bits == 0 ? 4 : config_.bits, config_.group_size, config_.axis, rows, cols}, threads);
         }
     }
     return missing(x);
@@ -229,7 +232,7 @@ inline result<linear> checkpoint::load_tensors(const detail::layer_source& sourc
 
 /// The scheme of the config that fits the shapes. Several groups of a config may aim at different layers; the shapes of
 /// a layer's tensors tell which is its own, or that two would do with different results.
-inline result<linear> checkpoint::load_integers(const std::string& x) const {
+NIBBLE_IO_API result<linear> checkpoint::load_integers(const std::string& x, executor* threads) const {
     namespace ct = layouts::compressed_tensors;
     const auto* packed = part(x, ".weight_packed");
     const ct::integer_tensors t{packed != nullptr ? packed : part(x, ".weight"),
@@ -247,7 +250,7 @@ inline result<linear> checkpoint::load_integers(const std::string& x) const {
     std::optional<result<linear>> found;
     const ct::config* chosen = nullptr;
     for (const ct::config& c : candidates) {
-        auto layer = ct::unpack_integers(t, c);
+        auto layer = ct::unpack_integers(t, c, threads);
         if (layer && chosen != nullptr && (c.bits != chosen->bits || c.tile != chosen->tile))
             return failure{errc::malformed, "checkpoint: two config_groups fit its tensors", 0};
         if (layer) chosen = &c;
@@ -256,23 +259,27 @@ inline result<linear> checkpoint::load_integers(const std::string& x) const {
     return *std::move(found);
 }
 
-inline result<linear> checkpoint::load_fp8(const std::string& x) const {
+NIBBLE_IO_API result<linear> checkpoint::load_fp8(const std::string& x, executor* threads) const {
     const auto* weight = part(x, ".weight");
     const auto* inverse = part(x, ".weight_scale_inv");
     const auto* scale = inverse != nullptr ? inverse : part(x, ".weight_scale");
     std::optional<result<linear>> found;
     if (inverse != nullptr || (config_.tile.has_value() && scale->elements() != 1))
-        return layouts::fp8::unpack(*weight, *scale, part(x, ".bias"), config_.tile.value_or(granularity{128, 128}));
+        return layouts::fp8::unpack(*weight, *scale, part(x, ".bias"), config_.tile.value_or(granularity{128, 128}), threads);
     for (const layouts::weight_scheme& s : config_.schemes) {
         if (!s.floats) continue;
-        auto layer = layouts::fp8::unpack(*weight, *scale, part(x, ".bias"), s.tile);
+        auto layer = layouts::fp8::unpack(*weight, *scale, part(x, ".bias"), s.tile, threads);
         if (layer) return layer;
         if (!found.has_value()) found.emplace(std::move(layer));
     }
     if (found.has_value()) return *std::move(found);
-    return layouts::fp8::unpack(*weight, *scale, part(x, ".bias"));
+    return layouts::fp8::unpack(*weight, *scale, part(x, ".bias"), {}, threads);
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io
 
+#if NIBBLE_DEFINE_IO
 #include "layouts/checkpoint_reader.hpp"
+#endif

@@ -26,6 +26,7 @@
 #include <system_error>
 #include <utility>
 
+#include "../detail/names.hpp"
 #include "../error.hpp"
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -48,30 +49,11 @@ enum class open_mode {
 
 namespace detail {
 
-/// Text from a file as it may be shown to a person: at most `limit` bytes of it, and nothing in it that a terminal
-/// would obey. Everything outside printable ASCII is \xNN.
-[[nodiscard]] inline std::string printable(std::string_view text, std::size_t limit) {
-    constexpr const char* hex = "0123456789abcdef";
-    std::string out;
-    for (const char c : text.substr(0, limit)) {
-        const unsigned u = static_cast<unsigned char>(c);
-        if (u >= 0x20 && u < 0x7f) {
-            out += c;
-        } else {
-            out += "\\x";
-            out += hex[u >> 4];
-            out += hex[u & 15];
-        }
-    }
-    if (text.size() > limit) out += "... (" + std::to_string(text.size()) + " bytes)";
-    return out;
-}
+using nibble::detail::printable;
+using nibble::detail::quoted;
 
-/// The same between quotes.
-[[nodiscard]] inline std::string quoted(std::string_view text, std::size_t limit = 120) {
-    std::string out = "\"";  // append: GCC 12 sees an overlap in "..." + std::string at -O3
-    out.append(printable(text, limit)).append("\"");
-    return out;
+[[nodiscard]] constexpr bool mul_overflows(std::uint64_t a, std::uint64_t b) noexcept {
+    return a != 0 && b > (std::numeric_limits<std::uint64_t>::max)() / a;
 }
 
 [[nodiscard]] inline std::string quoted_path(const std::filesystem::path& path) {
@@ -84,6 +66,12 @@ namespace detail {
     std::string message = std::string(what) + " " + quoted_path(path);
     if (why) message += ": " + why.message();
     return {why == std::errc::no_such_file_or_directory ? errc::not_found : errc::io, message, offset};
+}
+
+/// A failure of what stands in a file, with the file's name in front.
+[[nodiscard]] inline failure in_file(const std::filesystem::path& path, failure why) {
+    why.message = quoted_path(path) + ": " + why.message;
+    return why;
 }
 
 [[nodiscard]] inline std::error_code last_error() noexcept { return {errno, std::generic_category()}; }

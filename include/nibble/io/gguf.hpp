@@ -62,10 +62,10 @@ class header_reader;
 class file;
 
 /// Reads a file that is in memory. Everything in the result points into `bytes`.
-[[nodiscard]] inline result<file> read(std::span<const std::byte> bytes, const read_limits& limits = {});
+[[nodiscard]] NIBBLE_IO_API result<file> read(std::span<const std::byte> bytes, const read_limits& limits = {});
 /// Opens a file. The result owns it.
-[[nodiscard]] inline result<file> open(const std::filesystem::path& path, open_mode how = open_mode::map,
-                                       const read_limits& limits = {});
+[[nodiscard]] NIBBLE_IO_API result<file> open(const std::filesystem::path& path, open_mode how = open_mode::map,
+                                              const read_limits& limits = {});
 
 /// A file that passed every check. Moving it moves no bytes; copying is not possible.
 class file {
@@ -81,21 +81,20 @@ public:
 
     /// The tensor of that name, or null.
     [[nodiscard]] const tensor* find(std::string_view name) const& noexcept {
-        return found(tensors_, tensors_by_name_, name, [](const tensor& t) { return t.name; });
+        return nibble::detail::find_named(tensors_, tensors_by_name_, name, name_of_tensor);
     }
     const tensor* find(std::string_view name) const&& = delete;
     /// The value of that key, or null.
     [[nodiscard]] const gguf::value* find_metadata(std::string_view key) const& noexcept {
-        const auto* entry = found(metadata_, metadata_by_key_, key, [](const metadata_entry& e) { return e.key; });
+        const auto* entry = nibble::detail::find_named(metadata_, metadata_by_key_, key, key_of);
         return entry != nullptr ? &entry->value : nullptr;
     }
     const gguf::value* find_metadata(std::string_view key) const&& = delete;
 
-    /// The tensor of that name, or a failure.
+    /// The tensor of that name, or a failure that says which names come near.
     [[nodiscard]] result<const tensor*> at(std::string_view name) const& {
         if (const tensor* t = find(name)) return t;
-        return failure{errc::not_found,
-                       "gguf: no tensor " + io::detail::quoted(name) + " among " + std::to_string(tensors_.size()), 0};
+        return failure{errc::not_found, "gguf: no tensor " + io::detail::quoted(name) + nibble::detail::nearest_names(name, tensors_, name_of_tensor), 0};
     }
     result<const tensor*> at(std::string_view name) const&& = delete;
     /// tensor::matrix() and tensor::values() of that name.
@@ -123,14 +122,8 @@ private:
     friend result<file> open(const std::filesystem::path& path, open_mode how, const read_limits& limits);
     file() = default;
 
-    template <class T, class Name>
-    [[nodiscard]] static const T* found(const std::vector<T>& all, const std::vector<std::uint32_t>& order,
-                                        std::string_view name, Name name_of_one) noexcept {
-        const auto at = std::lower_bound(order.begin(), order.end(), name, [&](std::uint32_t i, std::string_view wanted) {
-            return name_of_one(all[i]) < wanted;
-        });
-        return at != order.end() && name_of_one(all[*at]) == name ? &all[*at] : nullptr;
-    }
+    [[nodiscard]] static std::string_view name_of_tensor(const tensor& t) noexcept { return t.name; }
+    [[nodiscard]] static std::string_view key_of(const metadata_entry& e) noexcept { return e.key; }
 
     file_bytes storage_;
     std::vector<metadata_entry> metadata_;
@@ -140,11 +133,9 @@ private:
     std::uint64_t alignment_ = 32, data_offset_ = 0, unused_ = 0;
 };
 
-namespace detail {
+#if NIBBLE_DEFINE_IO
 
-[[nodiscard]] constexpr bool mul_overflows(std::uint64_t a, std::uint64_t b) noexcept {
-    return a != 0 && b > (std::numeric_limits<std::uint64_t>::max)() / a;
-}
+namespace detail {
 
 class header_reader {
 public:
@@ -152,7 +143,7 @@ public:
 
     [[nodiscard]] result<file> read() {
         if (!read_counts() || !read_metadata() || !read_alignment() || !read_tensors() || !place_tensors() ||
-            !index(file_.tensors_, file_.tensors_by_name_, "tensor ", [](const tensor& t) { return t.name; }) ||
+            !index(file_.tensors_, file_.tensors_by_name_, "tensor ", file::name_of_tensor) ||
             !check_overlap())
             return std::move(failure_);
         return std::move(file_);
@@ -257,7 +248,7 @@ private:
             e.value = {static_cast<value_type>(type), bytes_.subspan(begin, at_ - begin)};
             file_.metadata_.push_back(e);
         }
-        return index(file_.metadata_, file_.metadata_by_key_, "metadata ", [](const metadata_entry& e) { return e.key; });
+        return index(file_.metadata_, file_.metadata_by_key_, "metadata ", file::key_of);
     }
 
     // Moves behind a value inside `depth` arrays, whose type stands at byte type_at.
@@ -349,7 +340,7 @@ private:
                 return fail(at + 8 * d, "tensor " + quoted(t.name) + ": dimension " + text(d) + " is " + text(t.ne[d]) +
                                             ", which is negative");
             if (t.ne[d] == 0) continue;
-            if (mul_overflows(product, t.ne[d]) || product * t.ne[d] > most)
+            if (io::detail::mul_overflows(product, t.ne[d]) || product * t.ne[d] > most)
                 return fail(at, "tensor " + quoted(t.name) + " " + t.describe() + ": its size overflows 63 bits");
             product *= t.ne[d];
         }
@@ -358,7 +349,7 @@ private:
         if (t.ne[0] % elements != 0)
             return fail(at, "tensor " + quoted(t.name) + " " + t.describe() + ": rows are not whole blocks of " + text(elements));
         // An overflow of the empty ones, too: then t.elements() / elements * bytes is safe.
-        if (mul_overflows((product + elements - 1) / elements, static_cast<std::uint64_t>(ggml::block_bytes(t.type))))
+        if (io::detail::mul_overflows((product + elements - 1) / elements, static_cast<std::uint64_t>(ggml::block_bytes(t.type))))
             return fail(at, "tensor " + quoted(t.name) + " " + t.describe() + ": its size overflows 64 bits");
         return true;
     }
@@ -390,19 +381,13 @@ private:
         return true;
     }
 
-    // Sorted rather than hashed: a hostile header cannot make sorting slow.
     template <class T, class Name>
-    [[nodiscard]] bool index(const std::vector<T>& all, std::vector<std::uint32_t>& order, const char* what, Name name_of_one) {
-        order.resize(all.size());
-        for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint32_t>(i);
-        std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-            const int c = name_of_one(all[a]).compare(name_of_one(all[b]));
-            return c != 0 ? c < 0 : a < b;
-        });
-        for (std::size_t i = 1; i < order.size(); ++i)
-            if (const auto name = name_of_one(all[order[i]]); name == name_of_one(all[order[i - 1]]))
-                return fail(place_of(name), what + quoted(name) + " is given twice");
-        return true;
+    [[nodiscard]] bool index(const std::vector<T>& all, std::vector<std::uint32_t>& order, const char* what, Name name) {
+        order = nibble::detail::sorted_by_name(all, name);
+        const std::size_t i = nibble::detail::first_repeated(all, order, name);
+        if (i == order.size()) return true;
+        const std::string_view repeated = name(all[order[i]]);
+        return fail(place_of(repeated), what + quoted(repeated) + " is given twice");
     }
 
     [[nodiscard]] bool check_overlap() {
@@ -443,21 +428,19 @@ private:
 
 }  // namespace detail
 
-inline result<file> read(std::span<const std::byte> bytes, const read_limits& limits) {
+NIBBLE_IO_API result<file> read(std::span<const std::byte> bytes, const read_limits& limits) {
     return detail::header_reader(bytes, limits).read();
 }
 
-inline result<file> open(const std::filesystem::path& path, open_mode how, const read_limits& limits) {
+NIBBLE_IO_API result<file> open(const std::filesystem::path& path, open_mode how, const read_limits& limits) {
     auto storage = file_bytes::open(path, how);
     if (!storage) return storage.failure();
     auto parsed = read(storage.value().bytes(), limits);
-    if (!parsed) {
-        failure why = parsed.failure();
-        why.message = io::detail::quoted_path(path) + ": " + why.message;
-        return why;
-    }
+    if (!parsed) return io::detail::in_file(path, parsed.failure());
     parsed.value().storage_ = std::move(storage).value();
     return parsed;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::gguf

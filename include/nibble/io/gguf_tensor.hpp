@@ -71,7 +71,9 @@ private:
     static constexpr std::uint64_t most_empty_rows = 1'000'000;
 };
 
-inline result<tensor> tensor::row_block(std::uint64_t first, std::uint64_t count) const {
+#if NIBBLE_DEFINE_IO
+
+NIBBLE_IO_API result<tensor> tensor::row_block(std::uint64_t first, std::uint64_t count) const {
     if (!size_known()) return refuse(errc::unsupported, "the size of this type is not known");
     if (first > rows() || count > rows() - first)
         return refuse(errc::out_of_range, "rows " + std::to_string(first) + " to " + std::to_string(first) + " + " +
@@ -85,7 +87,7 @@ inline result<tensor> tensor::row_block(std::uint64_t first, std::uint64_t count
     return part;
 }
 
-inline result<qmatrix> tensor::matrix(executor* threads) const {
+NIBBLE_IO_API result<qmatrix> tensor::matrix(executor* threads) const {
     if (!ggml::is_supported(type)) return refuse(errc::unsupported, "this type cannot be a quantized matrix");
     if (bytes.empty() && (rows() > most_empty_rows || cols() > most_empty_rows))
         return refuse(errc::out_of_range, "too large for a matrix without elements");
@@ -97,7 +99,7 @@ inline result<qmatrix> tensor::matrix(executor* threads) const {
     return why;
 }
 
-inline result<const_view> tensor::view() const {
+NIBBLE_IO_API result<const_view> tensor::view() const {
     std::optional<scalar_type> scalar;
     if (type == ggml::type::f32) scalar = scalar_type::f32;
     if (type == ggml::type::f64) scalar = scalar_type::f64;
@@ -124,7 +126,7 @@ template <class T, class Convert>
 
 }  // namespace detail
 
-inline result<std::vector<float>> tensor::values() const {
+NIBBLE_IO_API result<std::vector<float>> tensor::values() const {
     const auto cast = [](auto x) { return static_cast<float>(x); };
     switch (type) {
         case ggml::type::f32: return detail::converted<float>(bytes, cast);
@@ -145,5 +147,7 @@ inline result<std::vector<float>> tensor::values() const {
     dequantize(m.value(), row_major(out.data(), m.value().rows(), m.value().cols()));
     return out;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::gguf

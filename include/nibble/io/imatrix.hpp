@@ -60,6 +60,20 @@ struct file {
     const entry* find(std::string_view name) const&& = delete;
 };
 
+/// Reads a file in memory, of either form.
+[[nodiscard]] NIBBLE_IO_API result<file> read(std::span<const std::byte> bytes);
+/// Reads a file of either form.
+[[nodiscard]] NIBBLE_IO_API result<file> open(const std::filesystem::path& path, open_mode how = open_mode::map);
+/// The importance of the `cols` columns of matrix `which` (an expert) of a weight: finite, >= 0.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<float>> weights(const entry& e, index cols, index which = 0);
+/// Writes the GGUF form, whole or not at all.
+[[nodiscard]] NIBBLE_IO_API status write(const std::filesystem::path& path, const file& f);
+/// Writes the legacy form, whole or not at all: the first dataset only, and where there are several counts, or one that is
+/// no integer, sum / count * chunks, rounded twice, in place of the sums.
+[[nodiscard]] NIBBLE_IO_API status write_legacy(const std::filesystem::path& path, const file& f);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 NIBBLE_FP_BEGIN
@@ -223,25 +237,20 @@ inline void put(std::string& out, std::uint64_t n) {
 
 }  // namespace detail
 
-/// Reads a file in memory, of either form.
-[[nodiscard]] inline result<file> read(std::span<const std::byte> bytes) {
+NIBBLE_IO_API result<file> read(std::span<const std::byte> bytes) {
     if (bytes.size() >= 4 && std::memcmp(bytes.data(), "GGUF", 4) == 0) return detail::read_gguf(bytes);
     return detail::legacy_reader(bytes).read();
 }
 
-/// Reads a file of either form.
-[[nodiscard]] inline result<file> open(const std::filesystem::path& path, open_mode how = open_mode::map) {
+NIBBLE_IO_API result<file> open(const std::filesystem::path& path, open_mode how) {
     const auto bytes = file_bytes::open(path, how);
     if (!bytes) return bytes.failure();
     auto out = read(bytes.value().bytes());
     if (out) return out;
-    failure why = out.failure();
-    why.message = io::detail::quoted_path(path) + ": " + why.message;
-    return why;
+    return io::detail::in_file(path, out.failure());
 }
 
-/// The importance of the `cols` columns of matrix `which` (an expert) of a weight: finite, >= 0.
-[[nodiscard]] inline result<std::vector<float>> weights(const entry& e, index cols, index which = 0) {
+NIBBLE_IO_API result<std::vector<float>> weights(const entry& e, index cols, index which) {
     if (cols <= 0 || which < 0 || static_cast<std::uint64_t>(cols) > e.sums.size() || static_cast<std::uint64_t>(which) >= e.sums.size() / static_cast<std::uint64_t>(cols) ||
         e.sums.size() % static_cast<std::uint64_t>(cols) != 0 || (e.counts.size() != 1 && e.sums.size() / e.counts.size() != static_cast<std::uint64_t>(cols)))
         return failure{errc::shape_mismatch, "imatrix: " + detail::which(e.name) + std::to_string(e.sums.size()) + " values of " + std::to_string(e.counts.size()) +
@@ -254,8 +263,7 @@ inline void put(std::string& out, std::uint64_t n) {
     return out;
 }
 
-/// Writes the GGUF form, whole or not at all.
-[[nodiscard]] inline status write(const std::filesystem::path& path, const file& f) {
+NIBBLE_IO_API status write(const std::filesystem::path& path, const file& f) {
     if (status s = detail::check_to_write(f); !s) return s;
     gguf::writer out;
     if (status s = out.set("general.type", std::string_view("imatrix")); !s) return s;
@@ -274,9 +282,7 @@ inline void put(std::string& out, std::uint64_t n) {
     return out.finish();
 }
 
-/// Writes the legacy form, whole or not at all: the first dataset only, and where there are several counts, or one that is
-/// no integer, sum / count * chunks, rounded twice, in place of the sums.
-[[nodiscard]] inline status write_legacy(const std::filesystem::path& path, const file& f) {
+NIBBLE_IO_API status write_legacy(const std::filesystem::path& path, const file& f) {
     if (status s = detail::check_to_write(f); !s) return s;
     constexpr std::uint64_t most = 0x7fffffff;
     std::string text;
@@ -310,5 +316,7 @@ inline void put(std::string& out, std::uint64_t n) {
     if (status s = out.value().write(std::as_bytes(std::span<const char>(text))); !s) return s;
     return out.value().commit();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::imatrix

@@ -97,13 +97,17 @@ struct description {
     }
 };
 
+[[nodiscard]] NIBBLE_IO_API result<std::string> to_json(const description& d, std::size_t number);
+
+#if NIBBLE_DEFINE_IO
+
 /// Whether the program's own format is a codebook that make_codebook() makes again.
 [[nodiscard]] inline bool is_plain_codebook(const code_format& f) noexcept {
     return f.bits == 4 && f.decode == decode_class::table && f.encode == &nibble::detail::encode_codebook && f.unit == 0.0f &&
            f.decode_wide == nullptr;
 }
 
-[[nodiscard]] inline result<std::string> to_json(const description& d, std::size_t number) {
+NIBBLE_IO_API result<std::string> to_json(const description& d, std::size_t number) {
     const code_format& f = *d.format;
     nlohmann::ordered_json json = {{"code", f.name},           {"scale", name_of(d.scheme.storage)}, {"scale_bits", d.scheme.bits},
                                    {"scale_signed", d.scheme.is_signed}, {"span", d.scheme.span},    {"offset", name_of(d.offset)},
@@ -229,14 +233,16 @@ private:
     std::size_t fields_ = 0;
 };
 
+#endif  // NIBBLE_DEFINE_IO
+
 }  // namespace detail
 
 class file;
 /// The matrices of a safetensors file, which they keep alive. Whoever parsed it from memory keeps that memory.
-[[nodiscard]] inline result<file> read(std::shared_ptr<const safetensors::file> storage);
+[[nodiscard]] NIBBLE_IO_API result<file> read(std::shared_ptr<const safetensors::file> storage);
 /// Opens a file. With open_mode::map no byte of a matrix is read.
-[[nodiscard]] inline result<file> open(const std::filesystem::path& path, open_mode how = open_mode::map,
-                                       const safetensors::read_limits& limits = {});
+[[nodiscard]] NIBBLE_IO_API result<file> open(const std::filesystem::path& path, open_mode how = open_mode::map,
+                                              const safetensors::read_limits& limits = {});
 
 /// A file that passed every check. Copies share the mapping.
 class file {
@@ -253,25 +259,26 @@ public:
     [[nodiscard]] bool mapped() const noexcept { return storage_->mapped(); }
 
     [[nodiscard]] result<qmatrix> matrix(std::string_view name) const {
-        const auto at = std::lower_bound(by_name_.begin(), by_name_.end(), name, [&](std::size_t i, std::string_view wanted) {
-            return std::string_view(matrices_[i].name) < wanted;
-        });
-        if (at != by_name_.end() && matrices_[*at].name == name) return matrices_[*at].matrix;
-        return failure{errc::not_found, "packed: no matrix " + io::detail::quoted(name) + " among " + std::to_string(matrices_.size()), 0};
+        if (const named_matrix* m = nibble::detail::find_named(matrices_, by_name_, name, name_of_matrix)) return m->matrix;
+        return failure{errc::not_found, "packed: no matrix " + io::detail::quoted(name) + nibble::detail::nearest_names(name, matrices_, name_of_matrix), 0};
     }
 
 private:
     friend result<file> read(std::shared_ptr<const safetensors::file> storage);
     file() = default;
 
+    [[nodiscard]] static std::string_view name_of_matrix(const named_matrix& m) noexcept { return m.name; }
+
     std::shared_ptr<const safetensors::file> storage_;
     std::vector<named_matrix> matrices_;
-    std::vector<std::size_t> by_name_;
+    std::vector<std::uint32_t> by_name_;
     std::vector<safetensors::tensor> tensors_;
     safetensors::metadata_map metadata_;
 };
 
-inline result<file> read(std::shared_ptr<const safetensors::file> storage) {
+#if NIBBLE_DEFINE_IO
+
+NIBBLE_IO_API result<file> read(std::shared_ptr<const safetensors::file> storage) {
     const auto wrong = [](errc code, const std::string& text, std::uint64_t offset = 8) {
         return failure{code, "packed: " + text, offset};
     };
@@ -323,22 +330,19 @@ inline result<file> read(std::shared_ptr<const safetensors::file> storage) {
                                                                 d.what.offset, d.what.group, d.what.recipe, tensor_scale, exponent)});
     }
     if (described != 0) return wrong(errc::malformed, std::to_string(described) + " descriptions of matrices without a tensor");
-    out.by_name_.resize(out.matrices_.size());
-    for (std::size_t i = 0; i < out.by_name_.size(); ++i) out.by_name_[i] = i;
-    std::sort(out.by_name_.begin(), out.by_name_.end(),
-              [&](std::size_t a, std::size_t b) { return out.matrices_[a].name < out.matrices_[b].name; });
+    out.by_name_ = nibble::detail::sorted_by_name(out.matrices_, file::name_of_matrix);
     return out;
 }
 
-inline result<file> open(const std::filesystem::path& path, open_mode how, const safetensors::read_limits& limits) {
+NIBBLE_IO_API result<file> open(const std::filesystem::path& path, open_mode how, const safetensors::read_limits& limits) {
     auto opened = safetensors::open(path, how, limits);
     if (!opened) return opened.failure();
     auto out = read(std::make_shared<const safetensors::file>(std::move(opened).value()));
     if (out) return out;
-    failure why = out.failure();
-    why.message = io::detail::quoted_path(path) + ": " + why.message;
-    return why;
+    return io::detail::in_file(path, out.failure());
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 /// Writes one file, matrix by matrix, so that only one of them need be in memory:
 ///

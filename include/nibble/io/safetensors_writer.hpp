@@ -23,6 +23,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "output_file.hpp"
 #include "safetensors.hpp"
 
@@ -42,12 +44,15 @@ struct tensor_data {
 namespace detail {
 
 /// Text as JSON, or nothing if it is not UTF-8.
-[[nodiscard]] inline std::optional<std::string> json_text(const std::string& text) {
+[[nodiscard]] NIBBLE_IO_API std::optional<std::string> json_text(const std::string& text);
+#if NIBBLE_DEFINE_IO
+NIBBLE_IO_API std::optional<std::string> json_text(const std::string& text) {
     const std::string json = nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     const nlohmann::json back = nlohmann::json::parse(json, nullptr, false);
     if (!back.is_string() || back.get_ref<const std::string&>() != text) return std::nullopt;
     return json;
 }
+#endif
 
 }  // namespace detail
 
@@ -80,7 +85,7 @@ public:
         bool empty = false;
         for (const std::uint64_t d : shape) {
             empty = empty || d == 0;
-            if (detail::mul_overflows(bits, d == 0 ? 1 : d))
+            if (io::detail::mul_overflows(bits, d == 0 ? 1 : d))
                 return {errc::out_of_range, "safetensors: " + which() + "its size does not fit 64 bits"};
             bits *= d == 0 ? 1 : d;
         }

@@ -23,6 +23,17 @@ struct config {
     bool gemv = false;
 };
 
+/// The layer in these tensors, exactly. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                                  const tensor* bias, const config& c, executor* threads = nullptr);
+/// The tensors of a layer in version gemm, named name.qweight and so on. Takes int4 with fp16 scales, symmetric or with
+/// zero points, in groups of one row that divide the columns; N a multiple of 8.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -47,28 +58,29 @@ inline void transpose(std::uint32_t (&w)[8]) noexcept {
 }
 
 /// Version gemm, K a multiple of 8: 8 rows of 8 columns at a time, down all panels that share a line of the file.
-inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index words) noexcept {
-    const nibble::detail::layout& l = out.layout();
-    for (index begin = 0; begin < l.panels; begin += 8)
-        for (index b = 0; b < l.cols / 8; ++b)
-            for (index p = begin; p < (std::min)(begin + 8, l.panels); ++p) {
-                std::uint32_t cell[panel_rows] = {};
-                for (index half = 0; half < 2 && 2 * p + half < words; ++half) {
-                    std::uint32_t w[8];
-                    for (index k = 0; k < 8; ++k)
-                        w[k] = word_at(qweight.bytes.data(), (8 * b + k) * words + 2 * p + half);
-                    transpose(w);
-                    for (int i = 0; i < 8; ++i) cell[8 * half + i] = cell_word(w[nibble_of[i]]);
-                }
-                std::memcpy(out.panel(p) + b * cell_bytes, cell, sizeof cell);
-            }
+inline void set_interleaved(qmatrix_builder& out, executor* threads, const tensor& qweight, index words) {
+    const index blocks = out.layout().cols / 8;
+    const auto set_cell = [&](index p, index b) {
+        std::uint32_t cell[panel_rows] = {};
+        for (index half = 0; half < 2 && 2 * p + half < words; ++half) {
+            std::uint32_t w[8];
+            for (index k = 0; k < 8; ++k) w[k] = word_at(qweight.bytes.data(), (8 * b + k) * words + 2 * p + half);
+            transpose(w);
+            for (int i = 0; i < 8; ++i) cell[8 * half + i] = cell_word(w[nibble_of[i]]);
+        }
+        std::memcpy(out.panel(p) + b * cell_bytes, cell, sizeof cell);
+    };
+    for_panels(out, threads, [&](index first, index last) {
+        for (index begin = first; begin < last; begin += 8)
+            for (index b = 0; b < blocks; ++b)
+                for (index p = begin; p < (std::min)(begin + 8, last); ++p) set_cell(p, b);
+    });
 }
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
-                                           const tensor* bias, const config& c) {
+NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                    const tensor* bias, const config& c, executor* threads) {
     detail::checks check("awq");
     check.type(qweight, {dtype::i32});
     check.type(qzeros, {dtype::i32});
@@ -103,18 +115,15 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     qmatrix_builder out(rows, cols, int4::format, detail::scheme_of(scales.type),
                         symmetric ? offset_kind::none : offset_kind::zero_point, per_group{size}, {},
                         detail::initial(words_fit));
-    for (index g = 0; g < groups; ++g)
-        for (index n = 0; n < rows; ++n) {
-            out.set_scale(n, g, detail::bits_at(scales, c.gemv ? n * 8 * zero_words + g : g * rows + n));
-            if (!symmetric) out.set_offset(n, g, zero(n, g));
-        }
+    detail::set_groups(
+        out, threads,
+        [&](index n, index g) { return detail::bits_at(scales, c.gemv ? n * 8 * zero_words + g : g * rows + n); }, zero);
     if (words_fit && c.gemv)
-        detail::set_words<true>(out,
-                                [&](index n, index i) { return detail::word_at(qweight.bytes.data(), n * words + i); });
+        detail::set_words<true>(out, threads, [&](index n, index i) { return detail::word_at(qweight.bytes.data(), n * words + i); });
     else if (words_fit)
-        detail::set_interleaved(out, qweight, words);
+        detail::set_interleaved(out, threads, qweight, words);
     else
-        detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+        detail::set_rows(out, threads, {}, [&](index first, index count, std::uint8_t* codes) {
             for (index k = 0; k < cols; ++k)
                 for (index r = 0; r < count; ++r)
                     codes[r * cols + k] = static_cast<std::uint8_t>(
@@ -127,9 +136,7 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     return layer;
 }
 
-/// The tensors of a layer in version gemm, named name.qweight and so on. Takes int4 with fp16 scales, symmetric or with
-/// zero points, in groups of one row that divide the columns; N a multiple of 8.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
     const bool takes = &m.format() == &int4::format && m.scheme().storage == scale_storage::f16 && detail::by_row(m) &&
                        (m.offset_type() == offset_kind::none || m.offset_type() == offset_kind::zero_point);
     if (!takes || m.rows() % 8 != 0 || m.cols() % m.group_size() != 0)
@@ -154,8 +161,7 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     const nlohmann::json j = {{"quant_method", "awq"},
                               {"version", "gemm"},
                               {"bits", 4},
@@ -163,5 +169,7 @@ inline void set_interleaved(qmatrix_builder& out, const tensor& qweight, index w
                               {"group_size", m.groups() == 1 ? index{-1} : m.group_size()}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::awq

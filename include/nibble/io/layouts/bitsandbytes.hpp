@@ -35,6 +35,18 @@ struct four_bit_tensors {
     const tensor* bias = nullptr;
 };
 
+/// A layer of 4 bits, exactly.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t, executor* threads = nullptr);
+/// The tensors of a layer of 4 bits, named name.weight, name.weight.absmax and so on. Takes nf4 and fp4 with scales f32,
+/// f16, bf16 or double_quantized whose groups do not cross rows: K a multiple of the group, or one row. `dtype_name` is
+/// the type that bitsandbytes decodes to: "float32" gives it the values of this library.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m,
+                                                                  const std::string& dtype_name = "bfloat16");
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -108,8 +120,7 @@ NIBBLE_FP_END
 
 }  // namespace detail
 
-/// A layer of 4 bits, exactly.
-[[nodiscard]] inline result<linear> unpack_four_bit(const four_bit_tensors& t) {
+NIBBLE_IO_API result<linear> unpack_four_bit(const four_bit_tensors& t, executor* threads) {
     detail::checks check("bitsandbytes");
     if (t.weight == nullptr || t.absmax == nullptr || t.quant_map == nullptr || t.quant_state == nullptr)
         return failure{errc::not_found,
@@ -191,9 +202,9 @@ NIBBLE_FP_END
         return (u & 0x0f0f0f0fu) << 4 | (u >> 4 & 0x0f0f0f0fu);  // the high nibble comes first
     };
     if (words_fit)
-        detail::set_words<true>(out, word);
+        detail::set_words<true>(out, threads, word);
     else
-        detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
+        detail::set_rows(out, threads, {}, [&](index first, index rows, std::uint8_t* codes) {
             for (index i = 0; i < rows * s.cols; ++i) {
                 const index at = first * s.cols + i;
                 const auto byte = std::to_integer<unsigned>(t.weight->bytes[static_cast<std::size_t>(at / 2)]);
@@ -206,11 +217,8 @@ NIBBLE_FP_END
     return layer;
 }
 
-/// The tensors of a layer of 4 bits, named name.weight, name.weight.absmax and so on. Takes nf4 and fp4 with scales f32,
-/// f16, bf16 or double_quantized whose groups do not cross rows: K a multiple of the group, or one row. `dtype_name` is
-/// the type that bitsandbytes decodes to: "float32" gives it the values of this library.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m,
-                                                           const std::string& dtype_name = "bfloat16") {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m,
+                                                    const std::string& dtype_name) {
     const bool nested = m.scheme().storage == scale_storage::double_quantized;
     const bool named = &m.format() == &nf4::format || &m.format() == &fp4::format;
     const index block = m.group_size();
@@ -255,8 +263,7 @@ NIBBLE_FP_END
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     const nlohmann::json j = {{"quant_method", "bitsandbytes"},
                               {"load_in_4bit", true},
                               {"bnb_4bit_quant_type", m.format().name},
@@ -264,5 +271,7 @@ NIBBLE_FP_END
                               {"bnb_4bit_compute_dtype", "bfloat16"}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::bitsandbytes

@@ -287,13 +287,10 @@ private:
     failure failure_;
 };
 
-/// Opens a folder or a .safetensors file. A failure says which file, which tensor and what was expected.
-[[nodiscard]] inline result<checkpoint> open_checkpoint(const std::filesystem::path& path,
-                                                        const checkpoint_options& options) {
+NIBBLE_IO_API result<checkpoint> open_checkpoint(const std::filesystem::path& path, const checkpoint_options& options) {
     return checkpoint_reader(options).read(path);
 }
-/// The same of a file that is open already, or in memory: no other file is looked at, the config is that of the options.
-[[nodiscard]] inline result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options) {
+NIBBLE_IO_API result<checkpoint> open_checkpoint(safetensors::file file, const checkpoint_options& options) {
     return checkpoint_reader(options).read(std::move(file));
 }
 

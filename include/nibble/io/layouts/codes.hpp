@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "../../executor.hpp"
 #include "common.hpp"
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::detail {
@@ -59,24 +60,52 @@ struct integer_codes {
     }
 }
 
+/// body(first, last) for ranges of panels that make up a matrix, on an executor if there is one.
+template <class Body>
+inline void for_panels(const qmatrix_builder& out, executor* threads, Body body) {
+    const index panels = out.layout().panels;
+    const index tasks = threads == nullptr ? (std::min)(index{1}, panels) : (std::min)(index{4} * threads->concurrency(), panels);
+    (threads != nullptr ? *threads : serial()).parallel_for(tasks, [&](index t) { body(panels * t / tasks, panels * (t + 1) / tasks); });
+}
+
+/// scale(n, g) and, where the matrix has offsets, offset(n, g) are the stored bits of all groups.
+template <class Scale, class Offset>
+inline void set_groups(qmatrix_builder& out, executor* threads, Scale scale, Offset offset) {
+    const nibble::detail::layout& l = out.layout();
+    for_panels(out, threads, [&](index begin, index end) {
+        for (index p = begin; p < end; ++p)
+            for (index g = 0; g < l.groups; ++g)
+                for (index n = p * panel_rows; n < (std::min)(l.rows, (p + 1) * panel_rows); ++n) {
+                    out.set_scale(n, g, scale(n, g));
+                    if (l.offset_bits != 0) out.set_offset(n, g, offset(n, g));
+                }
+    });
+}
+template <class Scale>
+inline void set_groups(qmatrix_builder& out, executor* threads, Scale scale) {
+    set_groups(out, threads, scale, [](index, index) { return 0u; });
+}
+
 /// fill(first, count, codes) writes the codes of `count` rows, `cols` bytes each. Column j of the matrix is column
 /// permutation[j] of those, or column j where there is no permutation.
 template <class Fill>
-inline void set_rows(qmatrix_builder& out, std::span<const index> permutation, Fill fill) {
+inline void set_rows(qmatrix_builder& out, executor* threads, std::span<const index> permutation, Fill fill) {
     const index rows = out.layout().rows;
     const index cols = out.layout().cols;
-    if (rows == 0 || cols == 0) return;
-    std::vector<std::uint8_t> codes(static_cast<std::size_t>(panel_rows * cols));
-    std::vector<std::uint8_t> ordered(permutation.size());
-    for (index first = 0; first < rows; first += panel_rows) {
-        const index count = (std::min)(panel_rows, rows - first);
-        fill(first, count, codes.data());
-        for (index r = 0; r < count; ++r) {
-            const std::uint8_t* row = codes.data() + r * cols;
-            for (std::size_t j = 0; j < ordered.size(); ++j) ordered[j] = row[permutation[j]];
-            out.set_row(first + r, ordered.empty() ? row : ordered.data());
+    if (cols == 0) return;
+    for_panels(out, threads, [&](index begin, index end) {
+        std::vector<std::uint8_t> codes(static_cast<std::size_t>(panel_rows * cols));
+        std::vector<std::uint8_t> ordered(permutation.size());
+        for (index first = begin * panel_rows; first < (std::min)(rows, end * panel_rows); first += panel_rows) {
+            const index count = (std::min)(panel_rows, rows - first);
+            fill(first, count, codes.data());
+            for (index r = 0; r < count; ++r) {
+                const std::uint8_t* row = codes.data() + r * cols;
+                for (std::size_t j = 0; j < ordered.size(); ++j) ordered[j] = row[permutation[j]];
+                out.set_row(first + r, ordered.empty() ? row : ordered.data());
+            }
         }
-    }
+    });
 }
 
 /// Eight 4-bit codes, code i at bit 4 i, in the order of a cell: those of the high half between those of the low one.
@@ -102,26 +131,28 @@ inline void set_rows(qmatrix_builder& out, std::span<const index> permutation, F
 /// in the order of their bits. Rows: words of a row follow each other in the file, else those of 16 rows do. Blocks of 16
 /// words a row, because 16 rows that are a power of two apart share few lines of the cache.
 template <bool Rows, class Word>
-inline void set_words(qmatrix_builder& out, Word word) {
+inline void set_words(qmatrix_builder& out, executor* threads, Word word) {
     const nibble::detail::layout& l = out.layout();
     const index words = l.cols * l.bits / 32;
-    std::uint32_t block[16][panel_rows] = {};
-    for (index p = 0; p < l.panels; ++p) {
-        const index first = p * panel_rows, live = (std::min)(panel_rows, l.rows - first);
-        if (live < panel_rows) std::memset(block, 0, sizeof block);
-        std::uint8_t* to = out.panel(p);
-        for (index i = 0; i < words; i += 16) {
-            const index count = (std::min)(index{16}, words - i);
-            for (index a = 0; a < (Rows ? live : count); ++a)
-                for (index b = 0; b < (Rows ? count : live); ++b)
-                    (Rows ? block[b][a] : block[a][b]) = word(first + (Rows ? a : b), i + (Rows ? b : a));
-            if (l.bits == 4)
-                for (auto& line : block)
-                    for (std::uint32_t& u : line) u = cell_word(u);
-            std::memcpy(to, block, static_cast<std::size_t>(count * cell_bytes));
-            to += count * cell_bytes;
+    for_panels(out, threads, [&](index begin, index end) {
+        std::uint32_t block[16][panel_rows] = {};
+        for (index p = begin; p < end; ++p) {
+            const index first = p * panel_rows, live = (std::min)(panel_rows, l.rows - first);
+            if (live < panel_rows) std::memset(block, 0, sizeof block);
+            std::uint8_t* to = out.panel(p);
+            for (index i = 0; i < words; i += 16) {
+                const index count = (std::min)(index{16}, words - i);
+                for (index a = 0; a < (Rows ? live : count); ++a)
+                    for (index b = 0; b < (Rows ? count : live); ++b)
+                        (Rows ? block[b][a] : block[a][b]) = word(first + (Rows ? a : b), i + (Rows ? b : a));
+                if (l.bits == 4)
+                    for (auto& line : block)
+                        for (std::uint32_t& u : line) u = cell_word(u);
+                std::memcpy(to, block, static_cast<std::size_t>(count * cell_bytes));
+                to += count * cell_bytes;
+            }
         }
-    }
+    });
 }
 /// Word i of a byte sequence, which need not be aligned.
 [[nodiscard]] inline std::uint32_t word_at(const std::byte* bytes, index i) noexcept {

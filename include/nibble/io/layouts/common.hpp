@@ -144,7 +144,7 @@ public:
             return fail(errc::out_of_range, t, "expected dimensions of at most 1000000 where there are no elements");
         std::uint64_t bits = empty ? 0 : safetensors::bits_of(t.type);
         for (const index d : wanted) {
-            if (safetensors::detail::mul_overflows(bits, static_cast<std::uint64_t>(d)))
+            if (io::detail::mul_overflows(bits, static_cast<std::uint64_t>(d)))
                 return fail(errc::out_of_range, t, "it is too large");
             bits *= static_cast<std::uint64_t>(d);
         }

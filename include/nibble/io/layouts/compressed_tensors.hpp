@@ -42,6 +42,17 @@ struct integer_tensors {
     const tensor* bias = nullptr;        ///< may be null
 };
 
+/// A layer of pack-quantized (weight I32) or int-quantized (weight I8), exactly.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c, executor* threads = nullptr);
+/// The tensors of a layer of pack-quantized or float-quantized. Takes int2, int3, int4, int5, int6 or int8 with f32, f16
+/// or bf16 scales, symmetric or with zero points, in groups of one row that divide the columns; or fp8_e4m3 with such
+/// scales for the tensor, rows, groups or tiles.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -62,8 +73,7 @@ using namespace layouts::detail;
 
 }  // namespace detail
 
-/// A layer of pack-quantized (weight I32) or int-quantized (weight I8), exactly.
-[[nodiscard]] inline result<linear> unpack_integers(const integer_tensors& t, const config& c) {
+NIBBLE_IO_API result<linear> unpack_integers(const integer_tensors& t, const config& c, executor* threads) {
     detail::checks check("compressed-tensors");
     if (t.weight == nullptr || t.scale == nullptr)
         return failure{errc::not_found, "compressed-tensors: a layer has a weight and a scale", 0};
@@ -122,22 +132,20 @@ using namespace layouts::detail;
     qmatrix_builder out(rows, cols, *codes.format, detail::scheme_of(t.scale->type),
                         symmetric ? offset_kind::none : offset_kind::zero_point, {tile.rows, runs.size}, {},
                         detail::initial(words_fit));
-    for (index n = 0; n < rows; ++n) {
-        const index r = tile.rows == 0 ? 0 : n / tile.rows;
-        for (std::size_t j = 0; j < runs.group.size(); ++j) {
-            out.set_scale(n, static_cast<index>(j), detail::bits_at(*t.scale, r * scale_cols + runs.group[j]));
-            if (!symmetric) out.set_offset(n, static_cast<index>(j), zero(r, runs.group[j]));
-        }
-    }
+    const auto tile_row = [&](index n) { return tile.rows == 0 ? 0 : n / tile.rows; };
+    const auto group = [&](index j) { return runs.group[static_cast<std::size_t>(j)]; };
+    detail::set_groups(
+        out, threads, [&](index n, index j) { return detail::bits_at(*t.scale, tile_row(n) * scale_cols + group(j)); },
+        [&](index n, index j) { return zero(tile_row(n), group(j)); });
     const index words = detail::ceil_div(cols * bits, 32);
     const auto word = [&](index n, index i) {
         return detail::word_at(t.weight->bytes.data() + n * (packed ? 4 * words : cols), i) ^
                (packed ? 0u : 0x80808080u);
     };
     if (words_fit)
-        detail::set_words<true>(out, word);
+        detail::set_words<true>(out, threads, word);
     else
-        detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* to) {
+        detail::set_rows(out, threads, runs.permutation, [&](index first, index count, std::uint8_t* to) {
             for (index r = 0; r < count; ++r)
                 for (index k = 0; k < cols; ++k)
                     to[r * cols + k] = static_cast<std::uint8_t>(
@@ -152,10 +160,7 @@ using namespace layouts::detail;
     return layer;
 }
 
-/// The tensors of a layer of pack-quantized or float-quantized. Takes int2, int3, int4, int5, int6 or int8 with f32, f16
-/// or bf16 scales, symmetric or with zero points, in groups of one row that divide the columns; or fp8_e4m3 with such
-/// scales for the tensor, rows, groups or tiles.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
     const code_format& f = m.format();
     const index rows = m.rows(), cols = m.cols(), groups = m.groups();
     const bool floats = &f == &fp8_e4m3::format;
@@ -203,8 +208,7 @@ using namespace layouts::detail;
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     const bool floats = m.format().decode != decode_class::integer;
     const granularity tile = m.grouping();
     const bool one_group = m.groups() <= 1;
@@ -233,5 +237,7 @@ using namespace layouts::detail;
                               {"config_groups", {{"group_0", group}}}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::compressed_tensors

@@ -16,6 +16,18 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::fp8 {
 
+/// The layer in these tensors, exactly. `tile`: rows and columns that share a scale, 0 x 0 for one of all, 1 x 0 for one
+/// a row; without one, the shape of the scales says which of these two it is. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
+                                                  std::optional<granularity> tile = {}, executor* threads = nullptr);
+/// The tensors of a layer: name.weight, and name.weight_scale_inv for tiles ([R, C]), else name.weight_scale ([] or
+/// [N, 1]). Takes fp8 codes with f32, f16 or bf16 scales. Scales are written as F32, which is what loaders expect.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const qmatrix& m);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -47,19 +59,17 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
 /// Bytes [N, K] with scales of tiles, any code format of 8 bits; `flip` is what turns a byte into a code. Checked before.
 [[nodiscard]] inline qmatrix make_tiled(const tensor& weight, const code_format& format, unsigned flip,
                                         const tensor& scales, const scale_scheme& scheme, index rows, index cols,
-                                        granularity tile) {
+                                        granularity tile, executor* threads) {
     const bool words_fit = by_words(8, cols, tile.cols);
     qmatrix_builder out(rows, cols, format, scheme, offset_kind::none, tile, {}, initial(words_fit));
     const index columns = tile.cols == 0 ? 1 : ceil_div(cols, tile.cols);
     const auto stored = [&](index i) { return scheme.bits == 8 ? at<std::uint8_t>(scales, i) : bits_at(scales, i); };
-    for (index n = 0; n < rows; ++n)
-        for (index g = 0; g < out.layout().groups; ++g)
-            out.set_scale(n, g, stored((tile.rows == 0 ? 0 : n / tile.rows) * columns + g));
+    set_groups(out, threads, [&](index n, index g) { return stored((tile.rows == 0 ? 0 : n / tile.rows) * columns + g); });
     const auto word = [&](index n, index i) { return word_at(weight.bytes.data() + n * cols, i) ^ flip * 0x01010101u; };
     if (words_fit)
-        set_words<true>(out, word);
+        set_words<true>(out, threads, word);
     else
-        set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+        set_rows(out, threads, {}, [&](index first, index count, std::uint8_t* codes) {
             for (index i = 0; i < count * cols; ++i)
                 codes[i] = static_cast<std::uint8_t>(at<std::uint8_t>(weight, first * cols + i) ^ flip);
         });
@@ -68,10 +78,8 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. `tile`: rows and columns that share a scale, 0 x 0 for one of all, 1 x 0 for one
-/// a row; without one, the shape of the scales says which of these two it is. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
-                                           std::optional<granularity> tile = {}) {
+NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor* bias,
+                                    std::optional<granularity> tile, executor* threads) {
     detail::checks check("fp8");
     check.type(weight, {dtype::f8_e4m3, dtype::f8_e5m2, dtype::f8_e4m3fnuz, dtype::f8_e5m2fnuz});
     check.type(scales, detail::float_types);
@@ -90,14 +98,12 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     detail::check_bias(check, bias, rows);
     if (!check) return std::move(check).failure();
     linear layer;
-    layer.weight = detail::make_tiled(weight, format, 0, scales, detail::scheme_of(scales.type), rows, cols, *tile);
+    layer.weight = detail::make_tiled(weight, format, 0, scales, detail::scheme_of(scales.type), rows, cols, *tile, threads);
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
 
-/// The tensors of a layer: name.weight, and name.weight_scale_inv for tiles ([R, C]), else name.weight_scale ([] or
-/// [N, 1]). Takes fp8 codes with f32, f16 or bf16 scales. Scales are written as F32, which is what loaders expect.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m) {
     dtype type = dtype::u8;
     for (const dtype t : {dtype::f8_e4m3, dtype::f8_e5m2, dtype::f8_e4m3fnuz, dtype::f8_e5m2fnuz})
         if (detail::format_of(t) == &m.format()) type = t;
@@ -122,8 +128,7 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const qmatrix& m) {
+NIBBLE_IO_API std::string config_of(const qmatrix& m) {
     nlohmann::json j = {{"quant_method", "fp8"}, {"activation_scheme", "dynamic"}};
     j["fmt"] = m.format().mantissa_bits == 3 ? "e4m3" : "e5m2";
     const granularity tile = m.grouping();
@@ -131,5 +136,7 @@ inline void check_tiles(checks& check, const tensor& scales, index rows, index c
         j["weight_block_size"] = {tile.rows, tile.cols};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::fp8

@@ -10,7 +10,9 @@
 //   w[n, k] = scales[g, n] * (q - z),  g = g_idx[k],  bits = 2, 3, 4 or 8
 //
 // v1 stores z - 1 by one subtraction from the whole 32-bit word (2, 4 and 8 bits): a zero point of 0 borrows from its
-// neighbours, and adding the constant to the word gives all of them back. 3 bits: field by field, modulo 8.
+// neighbours, and adding the constant to the word gives all of them back. 3 bits: field by field, modulo 8 (AutoGPTQ), or
+// by GPTQModel, which takes a constant off each of three words that follow each other; those of the first and the third
+// word are not 1 in every field, so that the two read each other's files wrong. The config says who wrote a file.
 // Zero points that are all in the middle (sym) become codes without a zero point: the same weights.
 //
 // Sources: AutoGPTQ auto_gptq/nn_modules/qlinear, GPTQModel gptqmodel/nn_modules/qlinear.
@@ -27,7 +29,20 @@ struct config {
     index group_size = 128;  ///< -1: one group
     bool v2 = false;         ///< qzeros holds z, not z - 1
     bool act_order = false;  ///< desc_act: g_idx must be there
+    bool gptqmodel = false;  ///< written by GPTQModel: matters to v1 of 3 bits
 };
+
+/// The layer in these tensors, exactly. g_idx and bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                                  const tensor* g_idx, const tensor* bias, const config& c, executor* threads = nullptr);
+/// The tensors of a layer in v1, named name.qweight and so on: what every loader of GPTQ files reads. Takes codes int2,
+/// int3, int4 or int8 with fp16 scales, symmetric or with zero points, in groups of one row; N and K must fill whole
+/// words (multiples of 32 always do). A permutation becomes g_idx. A bias is rounded to fp16.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const linear& layer);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(const linear& layer);
+
+#if NIBBLE_DEFINE_IO
 
 namespace detail {
 
@@ -38,10 +53,23 @@ using namespace layouts::detail;
     return bits == 2 ? 0x55555555u : bits == 4 ? 0x11111111u : 0x01010101u;
 }
 
+/// What GPTQModel takes off word w of zero points of 3 bits.
+[[nodiscard]] constexpr std::uint32_t three_bit_words(index w) noexcept {
+    return w % 3 == 0 ? 0x24924924u : w % 3 == 1 ? 0x92492492u : 0x49249249u;
+}
+[[nodiscard]] inline unsigned gptqmodel_zero(const std::byte* row, index n) noexcept {
+    const auto word = [&](index w) { return word_at(row, w) + three_bit_words(w); };
+    const index w = 3 * n / 32;
+    std::uint64_t u = word(w);
+    if (3 * n % 32 > 29) u |= std::uint64_t{word(w + 1)} << 32;
+    return static_cast<unsigned>(u >> (3 * n % 32)) & 7u;
+}
+
 [[nodiscard]] inline unsigned zero_at(const tensor& qzeros, const config& c, index groups_row, index n,
                                       index cols) noexcept {
     const std::byte* row = qzeros.bytes.data() + 4 * groups_row * cols;
     if (c.v2) return get_field(row, 1, c.bits, n);
+    if (c.bits == 3 && c.gptqmodel) return gptqmodel_zero(row, n);
     if (c.bits == 3) return (get_field(row, 1, 3, n) + 1) & 7u;
     std::uint32_t word;
     std::memcpy(&word, row + 4 * (n * c.bits / 32), 4);
@@ -74,9 +102,8 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. g_idx and bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
-                                           const tensor* g_idx, const tensor* bias, const config& c) {
+NIBBLE_IO_API result<linear> unpack(const tensor& qweight, const tensor& qzeros, const tensor& scales,
+                                    const tensor* g_idx, const tensor* bias, const config& c, executor* threads) {
     detail::checks check("gptq");
     if (c.bits != 2 && c.bits != 3 && c.bits != 4 && c.bits != 8)
         check.fail(errc::unsupported, "layers of " + std::to_string(c.bits) + " bits; there are 2, 3, 4 and 8");
@@ -135,18 +162,14 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     qmatrix_builder out(rows, cols, format, detail::scheme_of(scales.type),
                         symmetric ? offset_kind::none : offset_kind::zero_point, per_group{runs.size}, {},
                         detail::initial(words_fit));
-    for (std::size_t j = 0; j < runs.group.size(); ++j) {
-        const index g = runs.group[j];
-        for (index n = 0; n < rows; ++n) {
-            out.set_scale(n, static_cast<index>(j), detail::bits_at(scales, g * rows + n));
-            if (!symmetric) out.set_offset(n, static_cast<index>(j), detail::zero_at(qzeros, c, g, n, zero_words));
-        }
-    }
+    const auto group = [&](index j) { return runs.group[static_cast<std::size_t>(j)]; };
+    detail::set_groups(
+        out, threads, [&](index n, index j) { return detail::bits_at(scales, group(j) * rows + n); },
+        [&](index n, index j) { return detail::zero_at(qzeros, c, group(j), n, zero_words); });
     if (words_fit)
-        detail::set_words<false>(out,
-                                 [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); });
+        detail::set_words<false>(out, threads, [&](index n, index i) { return detail::word_at(qweight.bytes.data(), i * rows + n); });
     else
-        detail::set_rows(out, runs.permutation, [&](index first, index count, std::uint8_t* codes) {
+        detail::set_rows(out, threads, runs.permutation, [&](index first, index count, std::uint8_t* codes) {
             detail::read_codes(qweight, c.bits, rows, cols, first, count, codes);
         });
     linear layer;
@@ -156,10 +179,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     return layer;
 }
 
-/// The tensors of a layer in v1, named name.qweight and so on: what every loader of GPTQ files reads. Takes codes int2,
-/// int3, int4 or int8 with fp16 scales, symmetric or with zero points, in groups of one row; N and K must fill whole
-/// words (multiples of 32 always do). A permutation becomes g_idx. A bias is rounded to fp16.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const linear& layer) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const linear& layer) {
     const qmatrix& m = layer.weight;
     if (status s = check_linear(layer); !s) return failure{s.code(), s.message(), 0};
     const int bits = m.format().bits;
@@ -207,8 +227,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(const linear& layer) {
+NIBBLE_IO_API std::string config_of(const linear& layer) {
     const qmatrix& m = layer.weight;
     const nlohmann::json j = {{"quant_method", "gptq"},
                               {"checkpoint_format", "gptq"},
@@ -220,5 +239,7 @@ inline void read_codes(const tensor& qweight, int bits, index rows, index cols, 
                               {"lm_head", false}};
     return j.dump();
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::gptq

@@ -29,6 +29,12 @@ struct config {
     index rows = 0, cols = 0;
 };
 
+/// The layer in these tensors, exactly. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
+                                                  const tensor* bias, const config& c, executor* threads = nullptr);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -50,9 +56,8 @@ struct packing {
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
-                                           const tensor* bias, const config& c) {
+NIBBLE_IO_API result<linear> unpack(const tensor& w_q, const tensor& scale, const tensor& zero,
+                                    const tensor* bias, const config& c, executor* threads) {
     detail::checks check("hqq");
     constexpr index most = 0x7fffffff;
     check.matrix(c.rows, c.cols);
@@ -93,15 +98,15 @@ struct packing {
     const auto stored = [&](const tensor& t, index i) {
         return same_type ? detail::bits_at(t, i) : nibble::detail::bits_of(detail::float_at(t, i));
     };
-    for (index n = 0; n < c.rows; ++n)
-        for (index g = 0; g < out.layout().groups; ++g) {
-            const index first = n * c.cols + g * piece;
-            const index group = c.axis == 1 ? first / size : first % width;
-            out.set_scale(n, g, stored(scale, group));
-            out.set_offset(n, g, stored(zero, group));
-        }
+    const auto group = [&](index n, index g) {
+        const index first = n * c.cols + g * piece;
+        return c.axis == 1 ? first / size : first % width;
+    };
+    detail::set_groups(
+        out, threads, [&](index n, index g) { return stored(scale, group(n, g)); },
+        [&](index n, index g) { return stored(zero, group(n, g)); });
     const unsigned mask = (1u << c.bits) - 1;
-    detail::set_rows(out, {}, [&](index first, index rows, std::uint8_t* codes) {
+    detail::set_rows(out, threads, {}, [&](index first, index rows, std::uint8_t* codes) {
         for (index i = 0; i < rows * c.cols; ++i) {
             const index r = (first * c.cols + i) / width, column = (first * c.cols + i) % width;
             const index at = r % packing.packed * width + column;
@@ -115,5 +120,7 @@ struct packing {
     detail::read_bias(bias, 0, c.rows, layer.bias);
     return layer;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::hqq

@@ -3,6 +3,8 @@
 //     Eigen::MatrixXf Y = nibble::io::multiply(layer, X);     // W X + bias
 #pragma once
 
+#include <span>
+#include <string>
 #include <vector>
 
 #include "../../dequantize.hpp"
@@ -22,19 +24,21 @@ struct linear {
 
 namespace detail {
 
-/// The rows of x in the order of the layer's columns: `storage` holds them, column-major.
-[[nodiscard]] inline const_view permuted(const linear& layer, const const_view& x,
-                                         std::vector<unsigned char>& storage) {
-    if (layer.permutation.empty()) return x;
-    const auto size = static_cast<std::size_t>(size_of(x.type));
-    storage.resize(static_cast<std::size_t>(nibble::detail::checked_product(x.rows, x.cols)) * size);
-    unsigned char* to = storage.data();
-    for (index m = 0; m < x.cols; ++m)
-        for (const index k : layer.permutation) {
-            std::memcpy(to, x.at(k, m), size);
-            to += size;
-        }
-    return {storage.data(), x.type, x.rows, x.cols, 1, x.rows};
+/// What products need: the numbers of elements, and that no index is out of range. Allocates nothing.
+[[nodiscard]] inline status check_sizes(const linear& layer) {
+    const index n = layer.weight.rows(), k = layer.weight.cols();
+    const std::vector<index>& p = layer.permutation;
+    if (!p.empty() && static_cast<index>(p.size()) != k)
+        return {errc::shape_mismatch, "linear: a permutation of " + std::to_string(p.size()) + " columns, W is " +
+                                          nibble::detail::shape_text(n, k)};
+    if (!layer.bias.empty() && static_cast<index>(layer.bias.size()) != n)
+        return {errc::shape_mismatch, "linear: a bias of " + std::to_string(layer.bias.size()) + " elements, W is " +
+                                          nibble::detail::shape_text(n, k)};
+    for (std::size_t j = 0; j < p.size(); ++j)
+        if (p[j] < 0 || p[j] >= k)
+            return {errc::invalid_argument, "linear: element " + std::to_string(j) + " of the permutation is " +
+                                                std::to_string(p[j]) + ", out of range"};
+    return {};
 }
 
 }  // namespace detail
@@ -42,34 +46,26 @@ namespace detail {
 /// Whether a layer is put together right: the permutation, if there is one, is one of 0 .. K - 1, and the bias has N
 /// elements. Layers from files are.
 [[nodiscard]] inline status check_linear(const linear& layer) {
-    const index k = layer.weight.cols();
-    const std::vector<index>& p = layer.permutation;
-    if (!p.empty()) {
-        if (static_cast<index>(p.size()) != k)
-            return {errc::shape_mismatch, "linear: a permutation of " + std::to_string(p.size()) + " columns, W is " +
-                                              nibble::detail::shape_text(layer.weight.rows(), k)};
-        std::vector<bool> seen(p.size());
-        for (std::size_t j = 0; j < p.size(); ++j) {
-            if (p[j] < 0 || p[j] >= k || seen[static_cast<std::size_t>(p[j])])
-                return {errc::invalid_argument, "linear: element " + std::to_string(j) + " of the permutation is " +
-                                                    std::to_string(p[j]) + ", out of range or given twice"};
-            seen[static_cast<std::size_t>(p[j])] = true;
-        }
+    if (status s = detail::check_sizes(layer); !s) return s;
+    std::vector<bool> seen(layer.permutation.size());
+    for (std::size_t j = 0; j < seen.size(); ++j) {
+        const auto k = static_cast<std::size_t>(layer.permutation[j]);
+        if (seen[k])
+            return {errc::invalid_argument, "linear: element " + std::to_string(j) + " of the permutation is " +
+                                                std::to_string(k) + ", which is given twice"};
+        seen[k] = true;
     }
-    if (!layer.bias.empty() && static_cast<index>(layer.bias.size()) != layer.weight.rows())
-        return {errc::shape_mismatch, "linear: a bias of " + std::to_string(layer.bias.size()) + " elements, W is " +
-                                          nibble::detail::shape_text(layer.weight.rows(), k)};
     return {};
 }
 
 /// y = W x + bias into storage of the caller; x is K x M, y is N x M. The layer's bias is added unless the options bring
-/// one. Throws what gemm and check_linear say.
+/// one. With a workspace that has served before nothing is allocated; so an index that the permutation has twice goes
+/// unnoticed here (check_linear). Throws what gemm says, and errc::shape_mismatch and errc::invalid_argument for a bias or
+/// a permutation of another size, or with an index out of range.
 inline void gemm(const linear& layer, const const_view& x, const output_view& y, gemm_options options = {}) {
-    check_linear(layer).or_throw();
+    detail::check_sizes(layer).or_throw();
     if (!options.bias.given() && !layer.bias.empty()) options.bias = std::span<const float>(layer.bias);
-    check_gemm(layer.weight, x, y, options.bias).or_throw();
-    std::vector<unsigned char> storage;
-    nibble::gemm(layer.weight, detail::permuted(layer, x, storage), y, options);
+    nibble::detail::ordered_gemm(layer.weight, x, layer.permutation.empty() ? nullptr : layer.permutation.data(), y, options);
 }
 
 /// W X + bias by value.

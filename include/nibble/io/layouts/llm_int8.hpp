@@ -16,6 +16,12 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::bitsandbytes {
 
+/// A layer of LLM.int8. weight_format and bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format,
+                                                       const tensor* bias, executor* threads = nullptr);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -28,9 +34,8 @@ NIBBLE_FP_END
 
 }  // namespace detail
 
-/// A layer of LLM.int8. weight_format and bias may be null.
-[[nodiscard]] inline result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format,
-                                                const tensor* bias) {
+NIBBLE_IO_API result<linear> unpack_int8(const tensor& weight, const tensor& scb, const tensor* weight_format,
+                                         const tensor* bias, executor* threads) {
     detail::checks check("bitsandbytes");
     check.type(weight, {dtype::i8});
     check.rank(weight, 2);
@@ -61,9 +66,9 @@ NIBBLE_FP_END
         return detail::word_at(weight.bytes.data() + n * cols, i) ^ 0x80808080u;
     };
     if (detail::by_words(8, cols, 0))
-        detail::set_words<true>(out, word);
+        detail::set_words<true>(out, threads, word);
     else
-        detail::set_rows(out, {}, [&](index first, index count, std::uint8_t* codes) {
+        detail::set_rows(out, threads, {}, [&](index first, index count, std::uint8_t* codes) {
             for (index i = 0; i < count * cols; ++i)
                 codes[i] = static_cast<std::uint8_t>(detail::at<std::uint8_t>(weight, first * cols + i) ^ 0x80u);
         });
@@ -72,5 +77,7 @@ NIBBLE_FP_END
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::bitsandbytes

@@ -21,22 +21,36 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::mxfp4 {
 
+/// Number of experts in a tensor of blocks.
+[[nodiscard]] NIBBLE_IO_API index experts(const tensor& blocks) noexcept;
+/// One expert of a gpt-oss layer, exactly. bias may be null. Throws nothing; an expert that is not there is a failure.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
+                                                  index expert, executor* threads = nullptr);
+/// A layer of compressed-tensors, exactly: U8 with 4 or 6 bits a code, or bytes of FP8. bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
+                                                         int bits, executor* threads = nullptr);
+/// The tensors name_blocks and name_scales of gpt-oss: one matrix an expert, all of one shape. Takes e2m1 codes with
+/// e8m0 scales in groups of 32, K a multiple of 32.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, std::span<const qmatrix> experts);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] inline std::string config_of() { return R"({"quant_method":"mxfp4","modules_to_not_convert":[]})"; }
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
 
 /// Rows of packed codes of b = 4, 6 or 8 bits, K a multiple of 32, and their exponents.
 [[nodiscard]] inline qmatrix make(const std::byte* codes, const std::byte* exponents, const code_format& format,
-                                  index rows, index cols, std::string name) {
+                                  index rows, index cols, std::string name, executor* threads) {
     qmatrix_builder out(rows, cols, format, scales::e8m0, offset_kind::none, per_group{32}, std::move(name),
                         initial(format.bits != 6));
-    for (index n = 0; n < rows; ++n)
-        for (index g = 0; g < cols / 32; ++g)
-            out.set_scale(n, g, std::to_integer<std::uint32_t>(exponents[n * (cols / 32) + g]));
+    set_groups(out, threads, [&](index n, index g) { return std::to_integer<std::uint32_t>(exponents[n * (cols / 32) + g]); });
     if (format.bits != 6)
-        set_words<true>(out, [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); });
+        set_words<true>(out, threads, [&](index n, index i) { return word_at(codes + n * (cols * format.bits / 8), i); });
     else
-        set_rows(out, {}, [&](index first, index count, std::uint8_t* to) {
+        set_rows(out, threads, {}, [&](index first, index count, std::uint8_t* to) {
             for (index r = 0; r < count; ++r) {
                 const std::byte* row = codes + (first + r) * (cols * format.bits / 8);
                 for (index k = 0; k < cols; ++k)
@@ -53,14 +67,12 @@ inline void check_exponents(checks& check, const tensor& t) {
 
 }  // namespace detail
 
-/// Number of experts in a tensor of blocks.
-[[nodiscard]] inline index experts(const tensor& blocks) noexcept {
+NIBBLE_IO_API index experts(const tensor& blocks) noexcept {
     return blocks.shape.size() == 4 && blocks.shape[0] <= 0x7fffffffu ? static_cast<index>(blocks.shape[0]) : 0;
 }
 
-/// One expert of a gpt-oss layer, exactly. bias may be null. Throws nothing; an expert that is not there is a failure.
-[[nodiscard]] inline result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
-                                           index expert) {
+NIBBLE_IO_API result<linear> unpack(const tensor& blocks, const tensor& scales, const tensor* bias,
+                                    index expert, executor* threads) {
     detail::checks check("mxfp4");
     check.type(blocks, {dtype::u8});
     check.rank(blocks, 4);
@@ -81,14 +93,13 @@ inline void check_exponents(checks& check, const tensor& t) {
     linear layer;
     layer.weight =
         detail::make(blocks.bytes.data() + expert * rows * groups * 16, scales.bytes.data() + expert * rows * groups,
-                     fp4_e2m1::format, rows, groups * 32, "mxfp4");
+                     fp4_e2m1::format, rows, groups * 32, "mxfp4", threads);
     detail::read_bias(bias, expert * rows, rows, layer.bias);
     return layer;
 }
 
-/// A layer of compressed-tensors, exactly: U8 with 4 or 6 bits a code, or bytes of FP8. bias may be null.
-[[nodiscard]] inline result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
-                                                  int bits) {
+NIBBLE_IO_API result<linear> unpack_matrix(const tensor& weight, const tensor& scales, const tensor* bias,
+                                           int bits, executor* threads) {
     detail::checks check("mxfp4");
     check.type(weight, {dtype::u8, dtype::f8_e4m3, dtype::f8_e5m2});
     check.rank(weight, 2);
@@ -113,14 +124,13 @@ inline void check_exponents(checks& check, const tensor& t) {
                                 bits == 4                     ? "mxfp4"
                                 : bits == 6                   ? "mxfp6"
                                 : format == &fp8_e4m3::format ? "mxfp8"
-                                                              : "mxfp8_e5m2");
+                                                              : "mxfp8_e5m2",
+                                threads);
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
 
-/// The tensors name_blocks and name_scales of gpt-oss: one matrix an expert, all of one shape. Takes e2m1 codes with
-/// e8m0 scales in groups of 32, K a multiple of 32.
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, std::span<const qmatrix> experts) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, std::span<const qmatrix> experts) {
     if (experts.empty()) return failure{errc::invalid_argument, "mxfp4: no matrices", 0};
     const index rows = experts[0].rows(), cols = experts[0].cols();
     std::vector<tensor_data> out;
@@ -151,7 +161,6 @@ inline void check_exponents(checks& check, const tensor& t) {
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of() { return R"({"quant_method":"mxfp4","modules_to_not_convert":[]})"; }
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::mxfp4

@@ -18,6 +18,21 @@
 
 namespace nibble::inline NIBBLE_ABI::io::layouts::nvfp4 {
 
+/// The layer in these tensors, exactly. `divide`: the global scale is a divisor (compressed-tensors). bias may be null.
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global,
+                                                  const tensor* bias, bool divide, executor* threads = nullptr);
+enum class flavor { modelopt, compressed_tensors };
+/// The tensors of a layer. Takes e2m1 codes with e4m3_f32 scales in groups of 16, K a multiple of 16.
+/// modelopt: exact. compressed_tensors: its divisor is the float near 1 / scale that gives every group the same scale; if
+/// there is none, the nearest, and scales differ by at most 2 units in the last place of a float (bfloat16, which these
+/// checkpoints decode to, has 2^16 of them in one of its own). `exact`, if given, says which it was.
+[[nodiscard]] NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m, flavor kind,
+                                                                  bool* exact = nullptr);
+/// The quantization_config that goes with pack(): JSON.
+[[nodiscard]] NIBBLE_IO_API std::string config_of(flavor kind);
+
+#if NIBBLE_DEFINE_IO
+
 namespace detail {
 
 using namespace layouts::detail;
@@ -55,9 +70,8 @@ using byte_set = std::array<bool, 256>;
 
 }  // namespace detail
 
-/// The layer in these tensors, exactly. `divide`: the global scale is a divisor (compressed-tensors). bias may be null.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global,
-                                           const tensor* bias, bool divide) {
+NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor& scales, const tensor& global,
+                                    const tensor* bias, bool divide, executor* threads) {
     detail::checks check("nvfp4");
     check.type(weight, {dtype::u8});
     check.type(scales, {dtype::f8_e4m3});
@@ -100,21 +114,15 @@ using byte_set = std::array<bool, 256>;
                        std::move(check).failure();
             out.set_scale(n, g, factor.has_value() ? u : scale[u]);
         }
-    detail::set_words<true>(out,
-                            [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
+    detail::set_words<true>(out, threads, [&](index n, index i) { return detail::word_at(weight.bytes.data() + n * cols / 2, i); });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
 
-/// The tensors of a layer. Takes e2m1 codes with e4m3_f32 scales in groups of 16, K a multiple of 16.
-/// modelopt: exact. compressed_tensors: its divisor is the float near 1 / scale that gives every group the same scale; if
-/// there is none, the nearest, and scales differ by at most 2 units in the last place of a float (bfloat16, which these
-/// checkpoints decode to, has 2^16 of them in one of its own). `exact`, if given, says which it was.
-enum class flavor { modelopt, compressed_tensors };
-[[nodiscard]] inline result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m, flavor kind,
-                                                           bool* exact = nullptr) {
+NIBBLE_IO_API result<std::vector<tensor_data>> pack(const std::string& name, const qmatrix& m, flavor kind,
+                                                    bool* exact) {
     const bool takes = &m.format() == &fp4_e2m1::format && m.scheme().storage == scale_storage::e4m3_f32 &&
                        detail::by_row(m) && m.cols() % 16 == 0 && (m.group_size() == 16 || m.cols() == 0);
     if (!takes)
@@ -156,8 +164,7 @@ enum class flavor { modelopt, compressed_tensors };
     return out;
 }
 
-/// The quantization_config that goes with pack(): JSON.
-[[nodiscard]] inline std::string config_of(flavor kind) {
+NIBBLE_IO_API std::string config_of(flavor kind) {
     if (kind == flavor::modelopt)
         return R"({"quant_method":"modelopt","quant_algo":"NVFP4","group_size":16,"exclude_modules":[]})";
     return R"({"quant_method":"compressed-tensors","format":"nvfp4-pack-quantized","quantization_status":"compressed","ignore":[],)"
@@ -165,5 +172,7 @@ enum class flavor { modelopt, compressed_tensors };
            R"("weights":{"num_bits":4,"type":"float","strategy":"tensor_group","group_size":16,"symmetric":true,"dynamic":false,)"
            R"("scale_dtype":"torch.float8_e4m3fn"}}}})";
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::nvfp4

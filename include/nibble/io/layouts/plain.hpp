@@ -8,7 +8,11 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
 
 /// The layer in these tensors, exactly. bias may be null. F32 values that neither bfloat16 nor fp16 holds are
 /// errc::unsupported: quantize the view of the tensor.
-[[nodiscard]] inline result<linear> unpack(const tensor& weight, const tensor* bias) {
+[[nodiscard]] NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor* bias, executor* threads = nullptr);
+
+#if NIBBLE_DEFINE_IO
+
+NIBBLE_IO_API result<linear> unpack(const tensor& weight, const tensor* bias, executor* threads) {
     detail::checks check("plain");
     check.type(weight, detail::float_types);
     check.rank(weight, 2);
@@ -30,18 +34,20 @@ namespace nibble::inline NIBBLE_ABI::io::layouts::plain {
                std::move(check).failure();
     qmatrix_builder out(rows, cols, as_bf16 ? bf16::format : fp16::format, scales::none, offset_kind::none,
                         per_channel{});
-    for (index n = 0; n < rows; ++n)
-        for (index k = 0; k < cols; ++k) {
-            const std::uint32_t u = detail::bits_at(weight, n * cols + k);
-            out.set_code(n, k,
-                         weight.type != dtype::f32 ? u
-                         : as_bf16                 ? u >> 16
-                                                   : float_to_fp16(nibble::detail::float_of(u)));
-        }
+    const auto code = [&](std::uint32_t u) -> unsigned {
+        if (weight.type != dtype::f32) return u;
+        return as_bf16 ? u >> 16 : float_to_fp16(nibble::detail::float_of(u));
+    };
+    detail::for_panels(out, threads, [&](index begin, index end) {
+        for (index n = begin * panel_rows; n < (std::min)(rows, end * panel_rows); ++n)
+            for (index k = 0; k < cols; ++k) out.set_code(n, k, code(detail::bits_at(weight, n * cols + k)));
+    });
     linear layer;
     layer.weight = std::move(out).finish();
     detail::read_bias(bias, 0, rows, layer.bias);
     return layer;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts::plain

@@ -25,9 +25,15 @@ struct quantization_config {
     index group_size = 0;                ///< 0: not said
     int axis = 1;                        ///< HQQ
     bool act_order = false;              ///< desc_act
+    bool gptqmodel = false;              ///< meta.quantizer is a version of GPTQModel
     std::optional<granularity> tile;     ///< weight_block_size
     std::vector<weight_scheme> schemes;  ///< config_groups
 };
+
+/// Reads the JSON of a quantization config. A failure names the field.
+[[nodiscard]] NIBBLE_IO_API result<quantization_config> parse_quantization_config(std::string_view text);
+
+#if NIBBLE_DEFINE_IO
 
 namespace detail {
 
@@ -104,8 +110,7 @@ private:
 
 }  // namespace detail
 
-/// Reads the JSON of a quantization config. A failure names the field.
-[[nodiscard]] inline result<quantization_config> parse_quantization_config(std::string_view text) {
+NIBBLE_IO_API result<quantization_config> parse_quantization_config(std::string_view text) {
     const nlohmann::json j = nlohmann::json::parse(text.begin(), text.end(), nullptr, false);
     if (!j.is_object()) return failure{errc::malformed, "quantization config: expected a JSON object", 0};
     std::string wrong;
@@ -126,6 +131,9 @@ private:
         if (f.find(key) != nullptr) c.group_size = f.number(key, -1, 0);
     c.axis = static_cast<int>(f.number("axis", 0, 1));
     c.act_order = f.flag("desc_act", false);
+    if (const nlohmann::json* meta = f.find("meta"); meta != nullptr)
+        if (const nlohmann::json* by = detail::fields(*meta, wrong).find("quantizer"); by != nullptr)
+            c.gptqmodel = by->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).find("gptqmodel") != std::string::npos;
     c.tile = f.tile("weight_block_size");
     if (const nlohmann::json* nested = f.find("quant_config"); nested != nullptr) {  // HQQ of transformers
         if (const nlohmann::json* weights = detail::fields(*nested, wrong).find("weight_quant_params");
@@ -143,5 +151,7 @@ private:
     if (!wrong.empty()) return failure{errc::malformed, "quantization config: " + wrong, 0};
     return c;
 }
+
+#endif  // NIBBLE_DEFINE_IO
 
 }  // namespace nibble::io::layouts
