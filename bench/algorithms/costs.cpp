@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <ctime>
+#include <optional>
 
 #include <Eigen/Cholesky>
 
 #include <nibble/algorithms/gptq.hpp>
 #include <nibble/algorithms/llm_int8.hpp>
+#include <nibble/algorithms/refine.hpp>
 #include <nibble/integer_gemm.hpp>
 #include <nibble/layers/kv_cache.hpp>
 
@@ -16,6 +18,12 @@ namespace {
 
 using nibble::index;
 
+// The optimizer may not leave out what makes m.
+void keep(const Eigen::MatrixXf& m) {
+    volatile const float used = m(0, m.cols() - 1);
+    static_cast<void>(used);
+}
+
 // Milliseconds of CPU of one call: what takes seconds is run once.
 template <class F>
 double cpu_ms(const F& f) {
@@ -25,29 +33,46 @@ double cpu_ms(const F& f) {
 }
 
 // Against the float operations that GPTQ cannot avoid: second moments, a Cholesky factor, and the updates of the columns
-// still to come, by Eigen.
-cost_row gptq_cost(const settings& s) {
+// still to come, by Eigen; its refinement against a product of N x K with K x K for each of its sweeps.
+void gptq_costs(const settings& s, progress& shown, results& r) {
     const index k = s.channels;
     const row_matrix w = normal_matrix(k, k, 0.02f, 3);
     const Eigen::MatrixXf x = normal_matrix(k, s.tokens, 1.0f, 4);
-    cost_row row{"gptq " + std::to_string(k) + "x" + std::to_string(k) + ", " + std::to_string(s.tokens) + " tokens", "its float operations, by Eigen", 0.0, 0.0, 3.0};
+    const nibble::quantize_plan plan = nibble::make_plan(nibble::int4_zero_g128::get());
+    const std::string size = std::to_string(k) + "x" + std::to_string(k);
+    const nibble::gptq_options sweep{.measure_before = false, .refine_rounds = 0};
+    cost_row row{"gptq " + size + ", " + std::to_string(s.tokens) + " tokens, sweep alone", "its float operations, by Eigen", 0.0, 0.0, 3.0};
+    cost_row refined{"refine " + size + ", four sweeps", "four products with H, by Eigen", 0.0, 0.0, 3.0};
+    nibble::hessian h(k);
+    std::optional<nibble::gptq_result> made;
+    shown.status("gptq");
     row.own_ms = cpu_ms([&] {
-        nibble::hessian h(k);
         h.add(x);
-        static_cast<void>(nibble::gptq(w, h, nibble::int4_zero_g128::get(), {.measure_before = false}));
+        made = nibble::gptq(w, h, plan, sweep);
     });
+    shown.status("refine");
+    refined.own_ms = cpu_ms([&] { static_cast<void>(nibble::refine(w, made->weights, h, {.rounds = 2})); });
+    shown.status("Eigen");
+    Eigen::MatrixXf moments = Eigen::MatrixXf::Zero(k, k);
     row.other_ms = cpu_ms([&] {
-        Eigen::MatrixXf h = Eigen::MatrixXf::Zero(k, k);
-        h.selfadjointView<Eigen::Lower>().rankUpdate(x);
-        h.diagonal().array() += static_cast<float>(s.tokens);
-        const Eigen::LLT<Eigen::Ref<Eigen::MatrixXf>> llt(h);
+        moments.selfadjointView<Eigen::Lower>().rankUpdate(x);
+        moments.diagonal().array() += static_cast<float>(s.tokens);
+        Eigen::MatrixXf factor = moments;
+        const Eigen::LLT<Eigen::Ref<Eigen::MatrixXf>> llt(factor);
         Eigen::MatrixXf rest = w;
         constexpr index block = 128;
-        for (index j = block; j < k; j += block) rest.rightCols(k - j).noalias() -= rest.middleCols(j - block, block) * h.block(j, j - block, k - j, block).transpose();
-        volatile const float used = rest(0, k - 1);
-        static_cast<void>(used);
+        for (index j = block; j < k; j += block)
+            rest.rightCols(k - j).noalias() -= rest.middleCols(j - block, block) * factor.block(j, j - block, k - j, block).transpose();
+        keep(rest);
     });
-    return row;
+    refined.other_ms = cpu_ms([&] {
+        for (int sweep_of = 0; sweep_of < 4; ++sweep_of) {
+            const Eigen::MatrixXf lost = w * moments;
+            keep(lost);
+        }
+    });
+    r.costs.push_back(row);
+    r.costs.push_back(refined);
 }
 
 // Runs each of two several times, in turns; the least of each.
@@ -102,8 +127,7 @@ void measure_costs(const settings& s, progress& shown, results& r) {
     r.costs.push_back(kv_cache_cost());
     shown.status("llm_int8");
     r.costs.push_back(llm_int8_cost(s));
-    shown.status("gptq");
-    if (!was_interrupted()) r.costs.push_back(gptq_cost(s));
+    if (!was_interrupted()) gptq_costs(s, shown, r);
     r.complete = !was_interrupted();
 }
 
