@@ -52,7 +52,7 @@ struct gptq_options {
     nibble::executor* executor = nullptr;
     /// Called after each block with columns done and all columns; returning false stops with errc::cancelled.
     std::function<bool(index done, index total)> progress{};
-    /// Rounds of refine() after the sweep, with the same damped H; 0: none, as the paper has it. Twice the time, 0.1 to 0.3 dB.
+    /// Rounds of refine() after the sweep, with the same damped H; 0: none, as the paper has it. 0.1 to 0.4 dB, about twice the time.
     int refine_rounds = 2;
 };
 

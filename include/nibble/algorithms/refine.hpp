@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "output_loss.hpp"
@@ -118,6 +119,15 @@ private:
         std::stable_sort(visit_.begin(), visit_.end(), [&](index a, index b) { return moments_(a, a) > moments_(b, b); });
         fits_ = options_.scales && q_.layout().block_rows == 1 && q_.scheme().span <= 1 &&
                 (q_.scheme().storage == scale_storage::f32 || q_.scheme().storage == scale_storage::f16 || q_.scheme().storage == scale_storage::bf16);
+        // The least distance of two values: a code that is wanted less than half of it away stays.
+        std::vector<double> values;
+        for (unsigned c = 0; c < q_.format().code_count(); ++c)
+            if (const float v = q_.format().value(c); finite_in_memory(&v)) values.push_back(static_cast<double>(v));
+        std::sort(values.begin(), values.end());
+        double gap = HUGE_VAL;
+        for (std::size_t i = 1; i < values.size(); ++i)
+            if (values[i] > values[i - 1]) gap = (std::min)(gap, values[i] - values[i - 1]);
+        stays_ = static_cast<Scalar>(0.499 * (std::min)(gap, 1.0));  // codes with offsets are 1 apart
         const auto count = static_cast<std::size_t>(w_.rows * groups_);
         codes_.resize(static_cast<std::size_t>(checked_product(w_.rows, k)));
         scale_.resize(count);
@@ -156,8 +166,10 @@ private:
         index moved = 0;
         for (const index j : visit_) {
             const Scalar h = moments_(j, j);
+            const index group = j / size_;
             for (index r = 0; r < t.rows; ++r) {
-                const index g = r * groups_ + j / size_;
+                const index g = r * groups_ + group;
+                if (std::abs(t.e(r, j)) < stays_ * h * std::abs(static_cast<Scalar>(t.scale[g]))) continue;
                 std::uint8_t& code = t.codes[r * k + j];
                 const float now = decode(code, t.scale[g], t.offset[g]);
                 const auto target = static_cast<float>(static_cast<Scalar>(now) + t.e(r, j) / h);
@@ -225,6 +237,7 @@ private:
     matrix moments_;             // of x x^T, damped, in the order of q
     std::vector<index> visit_;   // columns that are not dead, the largest activations first
     bool fits_ = false;
+    Scalar stays_ = Scalar(0);   // of a scale
     std::vector<std::uint8_t> codes_;
     std::vector<float> scale_, offset_;
 };
