@@ -196,7 +196,7 @@ rm -f r.json
 rm -f ./*.safetensors
 if timeout --version >/dev/null 2>&1; then
     timeout --preserve-status -s INT 5 \
-        "$bench" --shape 2048x2048 --format q4_k,nf4 --json r.json --time-budget 300 >out 2>err
+        "$bench" --shape 4096x4096 --format q4_k,q6_k,q2_k,nf4 --json r.json --time-budget 300 >out 2>err
     got=$?
     [ $got = 130 ] || fail "exit code $got after Ctrl-C"
     if grep -q 'timed round 1' err; then

@@ -2,6 +2,7 @@
 // fuzz target.
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <nibble/io/safetensors.hpp>
 
 #include <algorithm>

@@ -112,7 +112,7 @@ NIBBLE_NOINLINE inline void search_symmetric(const search_lines& s, int nmax) no
         const lanes_int magnitude = bit_and(as_bits(x), 0x7fffffff);
         largest = select_less(amax, magnitude, x, largest);
         amax = larger(amax, magnitude);
-        store(weighted + 16 * i, multiply(load(s.w + 16 * i), x));
+        store(weighted + 16 * i, rounded(multiply(load(s.w + 16 * i), x)));
     }
     lanes scale = zero();
     lanes best = zero();
@@ -121,27 +121,27 @@ NIBBLE_NOINLINE inline void search_symmetric(const search_lines& s, int nmax) no
         const bool first = step == -10;
         if (step == 0) continue;
         const float shift = 0.1f * static_cast<float>(step);
-        const lanes inverse = divide(set(first ? -half : -(half + shift)), largest);
+        const lanes inverse = rounded(divide(set(first ? -half : -(half + shift)), largest));
         lanes sum_lx = zero();
         lanes sum_l2 = zero();
         for (std::ptrdiff_t i = 0; i < s.n; ++i) {
             const lanes l = searched_code(multiply(inverse, load(s.x + 16 * i)), -nmax, nmax - 1);
             sum_lx = add(sum_lx, rounded(multiply(load(weighted + 16 * i), l)));
-            sum_l2 = add(sum_l2, rounded(multiply(multiply(load(s.w + 16 * i), l), l)));
+            sum_l2 = add(sum_l2, rounded(multiply(rounded(multiply(load(s.w + 16 * i), l)), l)));
         }
-        const lanes new_scale = divide(sum_lx, sum_l2);
+        const lanes new_scale = rounded(divide(sum_lx, sum_l2));
         if (first) {
             const lanes_int none = equal(bit_and(as_bits(sum_l2), 0x7fffffff), 0);
             scale = as_lanes(select(none, zero_int(), as_bits(new_scale)));
-            best = multiply(scale, sum_lx);
+            best = rounded(multiply(scale, sum_lx));
             found = inverse;
             continue;
         }
-        const lanes square = select_less(zero(), sum_l2, multiply(sum_lx, sum_lx), negate(infinity));
+        const lanes square = select_less(zero(), sum_l2, rounded(multiply(sum_lx, sum_lx)), negate(infinity));
         const lanes needed = multiply(best, sum_l2);
         scale = select_less(needed, square, new_scale, scale);
         found = select_less(needed, square, inverse, found);
-        best = select_less(needed, square, multiply(new_scale, sum_lx), best);
+        best = select_less(needed, square, rounded(multiply(new_scale, sum_lx)), best);
     }
     // Groups below 1e-15 have scale 0 and codes 0.
     const lanes most = as_lanes(amax);
