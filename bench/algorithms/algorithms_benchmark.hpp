@@ -21,6 +21,7 @@ namespace bench::algorithms {
 struct command_line {
     std::string size = "4096";
     std::string tokens = "2048";
+    std::vector<std::string> groups;
     bool no_speed = false;
     bool json = false;
     std::string json_file;
@@ -29,6 +30,7 @@ struct command_line {
 struct settings {
     nibble::index channels = 0, tokens = 0;  ///< of the layer that is timed
     bool speed = true;
+    std::vector<std::string> groups;         ///< of group_names(); empty: all
 };
 
 /// One method at one format, over all layers.
@@ -61,6 +63,8 @@ struct results {
 
 /// Registers every option; parsing fills `line`, which must outlive `app`.
 void describe_options(CLI::App& app, command_line& line);
+/// What formats are compared within: "2 bits", "nf4".
+[[nodiscard]] const std::vector<std::string>& group_names();
 /// Turns text into settings. Throws bad_input saying what was expected.
 [[nodiscard]] settings check_settings(const command_line& line);
 

@@ -104,9 +104,9 @@ std::vector<competition> competitions() {
         to.push_back({"rotation, gptq", p, layered(rotated)});
     };
     std::vector<competition> all;
-    const auto integers = [&](const char* bits, const nibble::code_format& f, const char* k_quant) {
+    const auto integers = [&](const std::string& group, const nibble::code_format& f, const char* k_quant) {
         const auto plan = [&](const auto& rule) { return nibble::make_plan(nibble::format_handle(f), rule, nibble::granularity{1, 64}); };
-        competition c{std::string(bits) + " bits", {}};
+        competition c{group, {}};
         c.methods = {{"absmax", plan(absmax), nearest},
                      {"zero point", plan(zero_point), nearest},
                      {"mse", plan(mse), nearest},
@@ -118,12 +118,14 @@ std::vector<competition> competitions() {
         c.methods.push_back({std::string(k_quant) + ", importance", named(k_quant), weighted});
         all.push_back(std::move(c));
     };
-    integers("2", nibble::int2::format, "q2_k");
-    integers("3", nibble::int3::format, "q3_k");
-    integers("4", nibble::int4::format, "q4_k");
-    for (const char* name : {"nf4", "mxfp4"}) {
-        competition c{name, {{"nearest", named(name), nearest}}};
-        calibrated(named(name), c.methods);
+    const std::vector<std::string>& names = group_names();
+    integers(names[0], nibble::int2::format, "q2_k");
+    integers(names[1], nibble::int3::format, "q3_k");
+    integers(names[2], nibble::int4::format, "q4_k");
+    for (std::size_t i = 3; i < names.size(); ++i) {
+        const plan_type plan = named(names[i].c_str());
+        competition c{names[i], {{"nearest", plan, nearest}}};
+        calibrated(plan, c.methods);
         all.push_back(std::move(c));
     }
     return all;
@@ -173,6 +175,11 @@ quality_row judge(const std::string& group, const method& m, const std::vector<s
 
 }  // namespace
 
+const std::vector<std::string>& group_names() {
+    static const std::vector<std::string> names = {"2 bits", "3 bits", "4 bits", "nf4", "mxfp4"};
+    return names;
+}
+
 double quality_row::mean_gain() const {
     return std::accumulate(gain_db.begin(), gain_db.end(), 0.0) / static_cast<double>((std::max)(std::size_t{1}, gain_db.size()));
 }
@@ -184,6 +191,7 @@ void describe_options(CLI::App& app, command_line& line) {
         "Exit codes: 0 well, 1 an option, file or disk is wrong, 130 Ctrl-C");
     app.add_option("--size", line.size, "channels of the layer that is timed (as many rows)")->type_name("K")->capture_default_str();
     app.add_option("--tokens", line.tokens, "calibration tokens of the layer that is timed")->type_name("T")->capture_default_str();
+    app.add_option("--only", line.groups, "these formats, of: 2 bits, 3 bits, 4 bits, nf4, mxfp4")->type_name("LIST")->delimiter(',');
     app.add_flag("--no-speed", line.no_speed, "quality only");
     app.add_option("--json", line.json_file, "everything as JSON")->type_name("FILE");
     app.parse_complete_callback([&app, &line] { line.json = app.count("--json") != 0; });
@@ -197,6 +205,10 @@ settings check_settings(const command_line& line) {
     const auto tokens = whole_number(line.tokens, 65536);
     if (!tokens) throw bad_input("--tokens: expected a number from 1 to 65536, found '" + line.tokens + "'");
     if (line.json && line.json_file.empty()) throw bad_input("--json: expected the name of a file, found ''");
+    for (const std::string& g : line.groups)
+        if (std::find(group_names().begin(), group_names().end(), g) == group_names().end())
+            throw bad_input("--only: expected some of 2 bits, 3 bits, 4 bits, nf4, mxfp4, found '" + g + "'");
+    s.groups = line.groups;
     s.channels = *channels;
     s.tokens = *tokens;
     s.speed = !line.no_speed;
@@ -209,6 +221,7 @@ results measure(const std::string& data_directory, const settings& s, progress& 
     const std::vector<subject> layers = subjects(data_directory);
     for (const subject& l : layers) r.layers.push_back(l.of.name);
     for (const competition& c : competitions()) {
+        if (!s.groups.empty() && std::find(s.groups.begin(), s.groups.end(), c.group) == s.groups.end()) continue;
         const std::size_t first = r.quality.size();
         for (const method& m : c.methods) {
             if (was_interrupted()) {

@@ -185,9 +185,10 @@ refuses 'no tensor "b.weight"' $small --input q.gguf --weight b.weight
 rm -f q.gguf
 
 # --- algorithms
-expect 0 algorithms --no-speed --json r.json
+expect 0 algorithms --only mxfp4 --size 256 --tokens 300 --json r.json
 says out 'does not help here'
-for group in '2 bits' '3 bits' '4 bits' nf4 mxfp4; do says r.json "\"group\": \"$group\""; done
+for key in group method bits_per_weight output_sqnr_db mean_gain_db what ratio missed; do says r.json "\"$key\":"; done
+refuses "found '5 bits'" algorithms --only '2 bits,5 bits'
 refuses 'a multiple of 128' algorithms --size 100
 refuses '--tokens: expected' algorithms --tokens 0
 rm -f r.json
