@@ -172,7 +172,7 @@ private:
         }
     }
 
-    const group_run& run_;
+    group_run run_;  // a value: callers pass temporaries
     index first_, live_;
     const codec_kernels& kernels_ = active_kernels().codec;
     alignas(64) float x_[ggml_max_group * count];
