@@ -1,9 +1,10 @@
 // The tensor types of ggml: numbers, names, sizes, and where the numbers of a block lie (spec of each: docs/formats.md).
 #pragma once
 
-#include "../detail/kernels/codec_types.hpp"
 #include "../formats/list.hpp"
 #include "../scale.hpp"
+
+#include "../detail/kernels/codec_types.hpp"  // kernel headers include no header of nibble's: the namespace's name comes from those above
 
 namespace nibble::inline NIBBLE_ABI::io::ggml {
 

@@ -18,9 +18,9 @@
 #include <cmath>
 #include <span>
 
-#include "../detail/kernels/codec_types.hpp"
 #include "../formats/integer.hpp"
 #include "../scale.hpp"
+#include "../detail/kernels/codec_types.hpp"  // after headers that name the namespace
 
 namespace nibble::inline NIBBLE_ABI {
 

@@ -4,8 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../../config.hpp"
-
 namespace nibble::inline NIBBLE_ABI::detail {
 
 /// What is rounded to a code.
