@@ -1,6 +1,8 @@
 #include "text_table.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <sstream>
 
 namespace bench {
@@ -48,6 +50,13 @@ std::string wrapped(const std::string& label, const std::string& paragraph) {
         line += word;
     }
     return out.append(line).append("\n");
+}
+
+std::string fixed(double x, int decimals, bool sign) {
+    if (!std::isfinite(x)) return "-";
+    char text[48];
+    std::snprintf(text, sizeof text, sign ? "%+.*f" : "%.*f", decimals, x);
+    return text;
 }
 
 }  // namespace bench

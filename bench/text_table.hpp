@@ -17,6 +17,9 @@ private:
     std::vector<std::vector<std::string>> rows_;
 };
 
+/// A number with so many decimals, with its sign if asked for; "-" for NaN and Inf.
+[[nodiscard]] std::string fixed(double x, int decimals, bool sign = false);
+
 /// Words of a paragraph in lines of 120 characters: `label` before the first line, as many spaces before the others.
 [[nodiscard]] std::string wrapped(const std::string& label, const std::string& paragraph);
 

@@ -10,12 +10,6 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-std::string fixed(double x, int decimals, bool sign = false) {
-    char text[48];
-    std::snprintf(text, sizeof text, sign ? "%+.*f" : "%.*f", decimals, x);
-    return text;
-}
-
 std::string quality_text(const results& r) {
     text_table table;
     std::vector<std::string> head = {"", "method", "bits"};

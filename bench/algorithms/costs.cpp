@@ -4,6 +4,7 @@
 
 #include <Eigen/Cholesky>
 
+#include <benchmark/benchmark.h>
 #include <nibble/algorithms/gptq.hpp>
 #include <nibble/algorithms/llm_int8.hpp>
 #include <nibble/algorithms/refine.hpp>
@@ -17,12 +18,6 @@ namespace bench::algorithms {
 namespace {
 
 using nibble::index;
-
-// The optimizer may not leave out what makes m.
-void keep(const Eigen::MatrixXf& m) {
-    volatile const float used = m(0, m.cols() - 1);
-    static_cast<void>(used);
-}
 
 // Milliseconds of CPU of one call: what takes seconds is run once.
 template <class F>
@@ -63,12 +58,12 @@ void gptq_costs(const settings& s, progress& shown, results& r) {
         constexpr index block = 128;
         for (index j = block; j < k; j += block)
             rest.rightCols(k - j).noalias() -= rest.middleCols(j - block, block) * factor.block(j, j - block, k - j, block).transpose();
-        keep(rest);
+        benchmark::DoNotOptimize(rest.data());
     });
     refined.other_ms = cpu_ms([&] {
         for (int sweep_of = 0; sweep_of < 4; ++sweep_of) {
             const Eigen::MatrixXf lost = w * moments;
-            keep(lost);
+            benchmark::DoNotOptimize(lost.data());
         }
     });
     r.costs.push_back(row);

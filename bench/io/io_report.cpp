@@ -11,12 +11,6 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-std::string fixed(double x, int decimals) {
-    if (!std::isfinite(x)) return "-";
-    char text[48];
-    std::snprintf(text, sizeof text, "%.*f", decimals, x);
-    return text;
-}
 // GB/s of a row that has bytes.
 double rate(const row& r, const samples& of) { return r.bytes / of.median() / 1e6; }
 

@@ -22,13 +22,6 @@ constexpr double beyond_limit = 1.05;
 
 using json = nlohmann::ordered_json;
 
-std::string fixed(double x, int decimals) {
-    if (!std::isfinite(x)) return "-";
-    char text[48];
-    std::snprintf(text, sizeof text, "%.*f", decimals, x);
-    return text;
-}
-
 std::string percent(double fraction) { return fixed(100.0 * fraction, 0) + " %"; }
 
 std::string by_threads(const std::map<int, double>& rates, const char* unit) {

@@ -195,8 +195,8 @@ rm -f r.json
 
 # --- Ctrl-C: what has been measured is shown, and said to be incomplete
 rm -f ./*.safetensors
-if timeout --version >/dev/null 2>&1; then
-    timeout --preserve-status -s INT 5 \
+if timeout --version >/dev/null 2>&1; then # --foreground: one signal, not a second one to the whole group, which ends the program
+    timeout --foreground --preserve-status -s INT 5 \
         "$bench" --shape 4096x4096 --format q4_k,q6_k,q2_k,nf4 --json r.json --time-budget 300 >out 2>err
     got=$?
     [ $got = 130 ] || fail "exit code $got after Ctrl-C"

@@ -97,8 +97,8 @@ says out 'dequantize  int8_per_channel'
 rm -f r.json
 
 # --- Ctrl-C: what has been measured is shown, and said to be incomplete
-if timeout --version >/dev/null 2>&1; then
-    timeout --preserve-status -s INT 5 "$bench" roofline --size 1024x1024 --residency cache --row-budget 2 --json r.json >out 2>err
+if timeout --version >/dev/null 2>&1; then # --foreground: one signal, not a second one to the whole group, which ends the program
+    timeout --foreground --preserve-status -s INT 5 "$bench" roofline --size 1024x1024 --residency cache --row-budget 2 --json r.json >out 2>err
     got=$?
     [ $got = 130 ] || fail "exit code $got after Ctrl-C"
     if [ -s out ]; then

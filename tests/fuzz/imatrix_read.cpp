@@ -3,12 +3,9 @@
 #include <nibble/io/imatrix.hpp>
 
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <string>
+
+#include "fuzz_target.hpp"
 
 namespace {
 
@@ -32,13 +29,4 @@ namespace {
 
 }  // namespace
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const std::unique_ptr<std::byte[]> memory(new std::byte[size]);  // exactly as many bytes, for the address sanitizer
-    if (size != 0) std::memcpy(memory.get(), data, size);
-    const std::string broken = judge({memory.get(), size});
-    if (!broken.empty()) {
-        std::fprintf(stderr, "broken promise: %s\n", broken.c_str());
-        std::abort();
-    }
-    return 0;
-}
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) { return run_judge(data, size, judge); }

@@ -98,7 +98,7 @@ inline void add_up(std::span<const layer_choice> layers, assignment& a) {
     assignment a;
     for (const layer_choice& l : layers) {
         hulls.push_back(detail::hull_of(l));
-        a.choice.push_back(0);  // along the hull, for now
+        a.choice.push_back(0);  // a place on the hull; the last loop makes it an option
     }
     for (;;) {
         std::size_t best = layers.size();
